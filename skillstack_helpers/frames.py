@@ -1,0 +1,567 @@
+"""`SkillStack`: a chain of immutable LoRA frames over one frozen backbone.
+
+One adapter is trained through the stream. After each task its weights, the task's head and what
+was measured are frozen as a `Frame` that points to its parent. The last frame is also the latest
+sequential adapter, which forgets; an earlier frame, picked again, cannot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import SkillStackError, training
+from .backbones import Backbone
+from .config import RunConfig, did_you_mean
+from .results import explain, file_sha256, sync, versions, write_atomic
+from .tasks import TaskData
+
+SCHEMA = 1
+ADAPTER, HEAD = "adapter_model.safetensors", "head.safetensors"
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+_BARE = "base_model.model."  # PEFT's prefix of adapter names on a bare AutoModel
+_SCORE = _BARE + "score.weight"  # where plain PEFT expects a decoder's head
+
+
+class Prediction(NamedTuple):
+    """Answers to n texts, in input order."""
+
+    labels: np.ndarray  # label ids, int64 (n,)
+    probabilities: np.ndarray  # softmax, float32 (n, most classes of the frames asked); 0 beyond
+    label_names: np.ndarray  # str (n,)
+
+
+class Evaluation(NamedTuple):
+    """How one adapter and head did on a task's evaluation rows."""
+
+    accuracy: float  # fraction in [0, 1]
+    labels: np.ndarray  # predicted label ids, int64 (n,)
+    logits: np.ndarray  # float32 (n, classes)
+
+
+class Weights(NamedTuple):
+    """What a frame froze, float32 on the CPU."""
+
+    lora: Mapping[str, Tensor]  # PEFT names; lora_A (r, in), lora_B (out, r)
+    head: Mapping[str, Tensor]  # weight (classes, hidden); encoders also bias (classes,)
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One learned skill, immutable. `weights()` reads from disk if the frame was loaded."""
+
+    name: str
+    task: str
+    label_names: tuple[str, ...]
+    parent: str | None
+    metrics: Mapping  # accuracy (own evaluation rows), n, logits_sha256
+    training: Mapping  # the RunConfig fields it was trained with, the learning rate resolved
+    data: Mapping  # source, fingerprint
+    losses: tuple[float, ...]  # training loss of every step
+    seconds: float  # training time
+    versions: Mapping
+    prefix: str  # of adapter names on disk, see Backbone.saved_prefix; in memory it is _BARE
+    sha256: Mapping = field(default_factory=dict)  # file name -> digest, once saved
+    folder: Path | None = None
+    _weights: Weights | None = field(default=None, repr=False)
+
+    def weights(self) -> Weights:
+        """Adapter and head; raises `SkillStackError` if a file is not what was saved."""
+        return self._weights if self._weights is not None else _read_weights(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of adapter and head."""
+        tensors = [*self.weights().lora.values(), *self.weights().head.values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class SkillStack:
+    """Frames in the order they were learned, over one backbone.
+
+    >>> stack = SkillStack(load_backbone("minilm"))
+    >>> for data in stream:
+    ...     frame = stack.grow(data, config)
+    >>> stack.predict(["a fine film"], frame="imdb").label_names
+    """
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+        self.frames: list[Frame] = []
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __contains__(self, name: str) -> bool:
+        return any(frame.name == name for frame in self.frames)
+
+    def __getitem__(self, name: str) -> Frame:
+        for frame in self.frames:
+            if frame.name == name:
+                return frame
+        names = [frame.name for frame in self.frames]
+        raise SkillStackError(f"unknown frame {name!r}{did_you_mean(str(name), names)}")
+
+    def chain(self) -> list[Frame]:
+        """The frames from the latest along the parents to the root."""
+        walk, name = [], self.frames[-1].name if self.frames else None
+        while name is not None:
+            walk.append(self[name])
+            name = walk[-1].parent
+        return walk
+
+    # ------------------------------------------------------------------ learning
+
+    def grow(self, data: TaskData, config: RunConfig, progress: Callable = tqdm) -> Frame:
+        """Train on a task, freeze, append.
+
+        The adapter starts from where the latest frame ended, with a new head. The frame is
+        evaluated on the task's own evaluation rows before it is frozen.
+        """
+        name = _checked_name(data.name)
+        if name in self:
+            raise SkillStackError(f"frame {name!r} is already in the stack")
+        backbone, parent = self.backbone, self.frames[-1] if self.frames else None
+        self._use_slot(config.lora_r, config.lora_alpha)
+        lr = config.lr or backbone.lr
+        entropy = np.random.SeedSequence([config.seed, len(self.frames)])
+        with torch.random.fork_rng():
+            torch.manual_seed(int(entropy.generate_state(1)[0]))
+            if parent is None:
+                backbone.reset_lora()
+            else:
+                backbone.write_lora(parent.weights().lora, parent.name)
+            head = torch.nn.Linear(
+                backbone.hidden_size, len(data.task.label_names), bias=backbone.kind == "encoder"
+            )
+            torch.nn.init.normal_(head.weight, std=0.02)
+            if head.bias is not None:
+                torch.nn.init.zeros_(head.bias)
+            head.to(backbone.device)
+            start = time.perf_counter()
+            losses = training.train(
+                backbone,
+                head,
+                backbone.encode(data.texts("train"), config.max_length),
+                data.labels("train"),
+                epochs=config.epochs,
+                lr=lr,
+                batch_size=config.batch_size,
+                rng=np.random.default_rng(entropy),
+                description=f"train {name}",
+                progress=progress,
+            )
+            seconds = time.perf_counter() - start
+        head_weights = {n: p.detach().to("cpu", copy=True) for n, p in head.named_parameters()}
+        evaluated = self._evaluate(data, head, config.max_length, progress)
+        frame = Frame(
+            name=name,
+            task=data.name,
+            label_names=tuple(data.task.label_names),
+            parent=parent.name if parent else None,
+            metrics=MappingProxyType(
+                {
+                    "accuracy": evaluated.accuracy,
+                    "n": len(evaluated.labels),
+                    "logits_sha256": digest(evaluated.logits),
+                }
+            ),
+            training=MappingProxyType(config.identity() | {"lr": lr}),
+            data=MappingProxyType({"source": data.source, "fingerprint": data.fingerprint}),
+            losses=tuple(losses),
+            seconds=seconds,
+            versions=MappingProxyType(versions()),
+            prefix=backbone.saved_prefix,
+            _weights=Weights(
+                MappingProxyType(backbone.read_lora()), MappingProxyType(head_weights)
+            ),
+        )
+        self.frames.append(frame)
+        return frame
+
+    # ------------------------------------------------------------------ answering
+
+    def predict(self, texts: Sequence[str], frame: str | Sequence[str]) -> Prediction:
+        """Answer texts with one frame, or each with its own (`frame` a sequence of names)."""
+        texts = list(texts)
+        names = np.array([frame] * len(texts) if isinstance(frame, str) else list(frame), object)
+        if len(names) != len(texts):
+            raise SkillStackError(f"{len(texts)} texts but {len(names)} frame names")
+        asked = [self[name] for name in dict.fromkeys(names)]
+        width = max((len(f.label_names) for f in asked), default=0)
+        labels = np.zeros(len(texts), dtype=np.int64)
+        probabilities = np.zeros((len(texts), width), dtype=np.float32)
+        label_names = np.empty(len(texts), dtype=object)
+        for one in asked:
+            rows = np.flatnonzero(names == one.name)
+            head = self._activate(one, one)
+            ids = self.backbone.encode([texts[i] for i in rows], one.training["max_length"])
+            scores = training.logits(self.backbone, head, ids, description=f"ask {one.name}")
+            softmax = np.exp(scores - scores.max(1, keepdims=True))
+            probabilities[rows, : scores.shape[1]] = softmax / softmax.sum(1, keepdims=True)
+            labels[rows] = scores.argmax(1)
+            label_names[rows] = [one.label_names[i] for i in labels[rows]]
+        return Prediction(labels, probabilities, label_names)
+
+    def answer(self, texts: Sequence[str], router) -> pd.DataFrame:
+        """Route each text to a frame and let it answer.
+
+        Columns: frame, label, label_name, probability, router_score, depth, fallback.
+        """
+        routes = router.route(texts)
+        prediction = self.predict(texts, list(routes["frame"]))
+        return pd.DataFrame(
+            {
+                "frame": routes["frame"].to_numpy(),
+                "label": prediction.labels,
+                "label_name": prediction.label_names,
+                "probability": prediction.probabilities.max(1, initial=0.0),
+                "router_score": routes["score"].to_numpy(),
+                "depth": routes["depth"].to_numpy(),
+                "fallback": routes["fallback"].to_numpy(),
+            }
+        )
+
+    def evaluate(
+        self,
+        data: TaskData,
+        frame: str | None = None,
+        head: str | None = None,
+        progress: Callable = tqdm,
+    ) -> Evaluation:
+        """Accuracy and predictions on a task's evaluation rows.
+
+        frame: whose adapter (default: the task's own). head: whose head (default: the frame's);
+        the latest adapter on an old task is ``evaluate(old, frame=latest, head=old.name)``.
+        """
+        adapter = self[frame or data.name]
+        holder = self[head] if head else adapter
+        module = self._activate(adapter, holder)
+        if module.out_features != len(data.task.label_names):
+            raise SkillStackError(
+                f"the head of frame {holder.name!r} has {module.out_features} classes, "
+                f"task {data.name!r} has {len(data.task.label_names)}: pass head={data.name!r}"
+            )
+        return self._evaluate(data, module, adapter.training["max_length"], progress)
+
+    def _evaluate(self, data, head, max_length, progress) -> Evaluation:
+        ids = self.backbone.encode(data.texts("eval"), max_length)
+        scores = training.logits(
+            self.backbone, head, ids, description=f"evaluate {data.name}", progress=progress
+        )
+        labels = scores.argmax(1)
+        return Evaluation(float((labels == data.labels("eval")).mean()), labels, scores)
+
+    def _use_slot(self, r: int, alpha: int) -> None:
+        shapes = {(f.training["lora_r"], f.training["lora_alpha"]) for f in self.frames}
+        if shapes and shapes != {(r, alpha)}:
+            raise SkillStackError(
+                f"a chain keeps one LoRA shape: this stack has (r, alpha) {shapes.pop()}, "
+                f"the config asks for {(r, alpha)}"
+            )
+        self.backbone.attach(r, alpha)
+
+    def _activate(self, adapter: Frame, holder: Frame) -> torch.nn.Linear:
+        """Copy an adapter into the backbone's slot; returns the holder's head."""
+        self.backbone.attach(adapter.training["lora_r"], adapter.training["lora_alpha"])
+        self.backbone.write_lora(adapter.weights().lora, str(adapter.folder or adapter.name))
+        weights = holder.weights().head
+        classes, hidden = weights["weight"].shape
+        head = torch.nn.Linear(hidden, classes, bias="bias" in weights)
+        head.load_state_dict(dict(weights))
+        return head.to(self.backbone.device).requires_grad_(False)
+
+    # ------------------------------------------------------------------ disk
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the stack; frames that are already there are left alone.
+
+        A frame's folder appears whole or not at all. Raises `SkillStackError` when the folder
+        holds another stack, or when the disk refuses; what was saved before stays valid.
+        """
+        folder = Path(folder)
+        if (folder / "stack.json").exists():
+            there = _read_stack_json(folder)["frames"]
+            ours = [frame.name for frame in self.frames]
+            if [entry["name"] for entry in there] != ours[: len(there)]:
+                raise SkillStackError(f"{folder} holds another stack; choose an empty folder")
+        try:
+            (folder / "frames").mkdir(parents=True, exist_ok=True)
+            for stale in (folder / "frames").glob(".tmp-*"):  # left behind by a killed process
+                shutil.rmtree(stale)
+            for i, frame in enumerate(self.frames):
+                self.frames[i] = self._save_frame(frame, folder / "frames" / frame.name)
+            manifest = {
+                "schema_version": SCHEMA,
+                "backbone": self.backbone.identity(),
+                "frames": [
+                    {
+                        "name": f.name,
+                        "sha256": file_sha256(folder / "frames" / f.name / "frame.json"),
+                    }
+                    for f in self.frames
+                ],
+            }
+            write_atomic(folder / "stack.json", json.dumps(manifest, indent=1) + "\n")
+        except OSError as error:
+            raise SkillStackError(f"cannot save the stack in {folder}: {explain(error)}") from None
+        return folder
+
+    def _save_frame(self, frame: Frame, folder: Path) -> Frame:
+        if folder.exists():
+            saved = _read_frame(folder)
+            if frame.sha256 and dict(saved.sha256) == dict(frame.sha256):
+                return frame
+            if _weights_digest(saved) != _weights_digest(frame):
+                raise SkillStackError(f"{folder} holds another frame; frames are never overwritten")
+            return dataclasses.replace(frame, sha256=saved.sha256, folder=folder)
+        aside = Path(tempfile.mkdtemp(prefix=f".tmp-{frame.name}-", dir=folder.parent))
+        try:
+            self._write_frame_files(frame, aside)
+            digests = {p.name: file_sha256(p) for p in sorted(aside.iterdir())}
+            fields = {
+                "schema_version": SCHEMA,
+                "name": frame.name,
+                "task": frame.task,
+                "label_names": list(frame.label_names),
+                "parent": frame.parent,
+                "metrics": dict(frame.metrics),
+                "training": dict(frame.training),
+                "data": dict(frame.data),
+                "seconds": frame.seconds,
+                "versions": dict(frame.versions),
+                "prefix": frame.prefix,
+                "losses": list(frame.losses),
+                "sha256": digests,
+            }
+            (aside / "frame.json").write_text(json.dumps(fields, indent=1) + "\n")
+            for path in aside.iterdir():
+                sync(path)
+            sync(aside)
+            os.chmod(aside, 0o755)  # mkdtemp makes it private
+            os.rename(aside, folder)
+            sync(folder.parent)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return dataclasses.replace(frame, sha256=digests, folder=folder)
+
+    def _write_frame_files(self, frame: Frame, folder: Path) -> None:
+        from peft import LoraConfig
+
+        weights, decoder = frame.weights(), self.backbone.kind == "decoder"
+        tensors = {n.replace(_BARE, frame.prefix, 1): t for n, t in weights.lora.items()}
+        if decoder:
+            tensors[_SCORE] = weights.head["weight"]
+        else:
+            safetensors.torch.save_file(dict(weights.head), folder / HEAD)
+        safetensors.torch.save_file(tensors, folder / ADAPTER)
+        slot: LoraConfig = self.backbone.model.peft_config["default"]
+        config = LoraConfig(
+            r=frame.training["lora_r"],
+            lora_alpha=frame.training["lora_alpha"],
+            lora_dropout=0.0,
+            target_modules=sorted(slot.target_modules),
+            exclude_modules=slot.exclude_modules,
+            fan_in_fan_out=slot.fan_in_fan_out,
+            task_type="SEQ_CLS" if decoder else "FEATURE_EXTRACTION",
+            modules_to_save=["score"] if decoder else None,
+            base_model_name_or_path=self.backbone.name,
+            inference_mode=True,
+        ).to_dict()
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+        (folder / "adapter_config.json").write_text(json.dumps(plain, indent=1) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> SkillStack:
+        """Open a saved stack. Schema, backbone and every file's hash are checked first; weights
+        are read when a frame is used. Raises `SkillStackError` naming the file that is wrong.
+
+        A whole frame whose folder was written but not yet listed when its process died is kept.
+        """
+        folder = Path(folder)
+        manifest = _read_stack_json(folder)
+        if manifest["backbone"] != backbone.identity():
+            theirs, ours = manifest["backbone"], backbone.identity()
+            key = next(k for k in ours if theirs.get(k) != ours[k])
+            raise SkillStackError(
+                f"{folder / 'stack.json'}: the stack was made with backbone {key} "
+                f"{theirs.get(key)!r}, this one has {ours[key]!r}"
+            )
+        stack = cls(backbone)
+        for entry in manifest["frames"]:
+            path = folder / "frames" / entry["name"]
+            frame = _read_frame(path)
+            if file_sha256(path / "frame.json") != entry["sha256"]:
+                raise SkillStackError(f"{path / 'frame.json'} was changed (SHA-256 differs)")
+            stack._adopt(frame, path)
+        listed = {entry["name"] for entry in manifest["frames"]}
+        unlisted = [p for p in sorted((folder / "frames").glob("*")) if p.name not in listed]
+        for path in unlisted:
+            if path.is_dir() and _NAME.fullmatch(path.name):
+                frame = _read_frame(path)
+                latest = stack.frames[-1].name if stack.frames else None
+                if frame.parent == latest:
+                    stack._adopt(frame, path)
+        return stack
+
+    def _adopt(self, frame: Frame, path: Path) -> None:
+        latest = self.frames[-1].name if self.frames else None
+        if frame.name in self or (frame.parent is not None and frame.parent not in self):
+            raise SkillStackError(
+                f"{path / 'frame.json'}: parent {frame.parent!r} does not come before it"
+                if frame.name not in self
+                else f"{path / 'frame.json'}: name {frame.name!r} is taken (latest: {latest})"
+            )
+        _verify_files(frame)
+        self.frames.append(frame)
+
+    def verify(self) -> None:
+        """Raise `SkillStackError` unless every saved file and every frame in memory is intact."""
+        for frame in self.frames:
+            if frame.folder is not None:
+                _verify_files(frame)
+                if frame._weights is not None:
+                    on_disk = dataclasses.replace(frame, _weights=None)
+                    if _weights_digest(on_disk) != _weights_digest(frame):
+                        raise SkillStackError(f"frame {frame.name!r} was changed in memory")
+
+
+# ---------------------------------------------------------------------- files and digests
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of an array's dtype, shape and bytes: equal only where every bit is."""
+    header = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _weights_digest(frame: Frame) -> str:
+    weights, total = frame.weights(), hashlib.sha256()
+    for part in (weights.lora, weights.head):
+        for name in sorted(part):
+            total.update(name.encode() + digest(part[name].numpy()).encode())
+    return total.hexdigest()
+
+
+def _checked_name(name) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SkillStackError(f"frame name {name!r} must match [a-z0-9_-]{{1,64}}")
+    return name
+
+
+def _read_json(path: Path, keys: Sequence[str]) -> dict:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SkillStackError(f"{path} is missing") from None
+    except (ValueError, RecursionError):
+        raise SkillStackError(f"{path} is not valid JSON (truncated or edited?)") from None
+    except OSError as error:
+        raise SkillStackError(f"{path}: {error.strerror}") from None
+    missing = [key for key in keys if not isinstance(fields, dict) or key not in fields]
+    if missing:
+        raise SkillStackError(f"{path} has no {missing[0]!r} (truncated or edited?)")
+    if fields["schema_version"] != SCHEMA:
+        raise SkillStackError(
+            f"{path} has schema {fields['schema_version']!r}, this version reads {SCHEMA}"
+        )
+    return fields
+
+
+def _read_stack_json(folder: Path) -> dict:
+    path = folder / "stack.json"
+    manifest = _read_json(path, ("schema_version", "backbone", "frames"))
+    for entry in manifest["frames"] if isinstance(manifest["frames"], list) else [None]:
+        if not isinstance(entry, dict) or not {"name", "sha256"} <= entry.keys():
+            raise SkillStackError(f"{path}: 'frames' is not a list of names and hashes")
+        _checked_name(entry["name"])
+    if not isinstance(manifest["backbone"], dict):
+        raise SkillStackError(f"{path}: 'backbone' is not an object")
+    return manifest
+
+
+_FRAME_KEYS = tuple(f.name for f in dataclasses.fields(Frame))[:11]  # what frame.json carries
+
+
+def _read_frame(folder: Path) -> Frame:
+    _checked_name(folder.name)
+    if folder.is_symlink() or not folder.is_dir():
+        raise SkillStackError(f"{folder} is missing or not a plain folder")
+    path = folder / "frame.json"
+    fields = _read_json(path, ("schema_version", *_FRAME_KEYS, "sha256"))
+    if fields["name"] != folder.name:
+        raise SkillStackError(f"{path} is frame {fields['name']!r}, not {folder.name!r}")
+    for key in ("metrics", "training", "data", "versions", "sha256"):
+        if not isinstance(fields[key], dict):
+            raise SkillStackError(f"{path}: {key!r} is not an object")
+    for key in ("lora_r", "lora_alpha", "max_length"):
+        if type(fields["training"].get(key)) is not int:
+            raise SkillStackError(f"{path}: training has no integer {key!r}")
+    if ADAPTER not in fields["sha256"]:
+        raise SkillStackError(f"{path}: sha256 does not list {ADAPTER}")
+    return Frame(
+        name=fields["name"],
+        task=fields["task"],
+        label_names=tuple(fields["label_names"]),
+        parent=fields["parent"],
+        metrics=MappingProxyType(fields["metrics"]),
+        training=MappingProxyType(fields["training"]),
+        data=MappingProxyType(fields["data"]),
+        losses=tuple(fields["losses"]),
+        seconds=fields["seconds"],
+        versions=MappingProxyType(fields["versions"]),
+        prefix=fields["prefix"],
+        sha256=MappingProxyType(fields["sha256"]),
+        folder=folder,
+    )
+
+
+def _verify_files(frame: Frame) -> None:
+    for name, expected in frame.sha256.items():
+        if Path(name).name != name:
+            raise SkillStackError(f"{frame.folder / 'frame.json'} lists a file outside: {name!r}")
+        path = frame.folder / name
+        if path.is_symlink() or file_sha256(path) != expected:
+            raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
+
+
+def _read_weights(frame: Frame) -> Weights:
+    path = frame.folder / ADAPTER
+    try:
+        tensors = safetensors.torch.load_file(path)
+        if _SCORE in tensors:
+            head = {"weight": tensors.pop(_SCORE)}
+        else:
+            path = frame.folder / HEAD
+            head = safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise SkillStackError(f"{path} is missing") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise SkillStackError(f"{path} is not readable safetensors: {error}") from None
+    shape = head["weight"].shape if "weight" in head else None
+    if shape is None or len(shape) != 2 or shape[0] != len(frame.label_names):
+        raise SkillStackError(
+            f"{path}: the head does not have {len(frame.label_names)} classes: {shape}"
+        )
+    lora = {name.replace(frame.prefix, _BARE, 1): tensor for name, tensor in tensors.items()}
+    return Weights(MappingProxyType(lora), MappingProxyType(head))

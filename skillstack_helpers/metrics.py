@@ -1,0 +1,107 @@
+"""Continual-learning metrics on an accuracy matrix, calibration error, and intervals.
+
+``acc[i, j]``: accuracy on task j after training through task i, fractions in [0, 1], shape (T, T),
+NaN where not measured. A metric that needs a missing cell is NaN, never 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from . import SkillStackError
+
+
+def _matrix(acc: ArrayLike) -> np.ndarray:
+    acc = np.asarray(acc, dtype=float)
+    if acc.ndim != 2 or acc.shape[0] != acc.shape[1] or not len(acc):
+        raise SkillStackError(f"the accuracy matrix must be square, got shape {acc.shape}")
+    if np.any((acc < 0) | (acc > 1)):
+        raise SkillStackError("accuracies must be fractions in [0, 1]")
+    return acc
+
+
+def average_accuracy(acc: ArrayLike) -> float:
+    """ACC: mean of the last row (Lopez-Paz and Ranzato 2017, eq. 2)."""
+    return float(_matrix(acc)[-1].mean())
+
+
+def backward_transfer(acc: ArrayLike) -> float:
+    """BWT: mean over j < T-1 of acc[T-1, j] - acc[j, j] (Lopez-Paz and Ranzato 2017, eq. 3).
+
+    NaN for a single task.
+    """
+    acc = _matrix(acc)
+    return float((acc[-1, :-1] - acc.diagonal()[:-1]).mean()) if len(acc) > 1 else float("nan")
+
+
+def final_drop(acc: ArrayLike) -> float:
+    """-BWT: what the published tables call forgetting."""
+    return -backward_transfer(acc)
+
+
+def forgetting(acc: ArrayLike) -> float:
+    """Mean over j < T-1 of max over i < T-1 of acc[i, j], minus acc[T-1, j] (Chaudhry et al. 2018).
+
+    The maximum runs over i >= j, where task j was known. May be negative. NaN for a single task.
+    """
+    acc = _matrix(acc)
+    if len(acc) < 2:
+        return float("nan")
+    best = [acc[j:-1, j].max() for j in range(len(acc) - 1)]
+    return float(np.mean(best - acc[-1, :-1]))
+
+
+def forward_transfer(acc: ArrayLike, untrained: ArrayLike) -> float:
+    """FWT: mean over j > 0 of acc[j-1, j] - untrained[j] (Lopez-Paz and Ranzato 2017, eq. 4).
+
+    untrained: accuracy of the untrained model on each task, (T,). NaN for a single task.
+    """
+    acc, untrained = _matrix(acc), np.asarray(untrained, dtype=float)
+    if untrained.shape != (len(acc),):
+        raise SkillStackError(f"untrained must have shape ({len(acc)},), got {untrained.shape}")
+    if len(acc) < 2:
+        return float("nan")
+    return float((acc.diagonal(1) - untrained[1:]).mean())
+
+
+def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+    """ECE: bin-weighted |accuracy - confidence| over equal-width bins (Guo et al. 2017, eq. 3).
+
+    probabilities: (n, classes), rows summing to 1; labels: ids (n,). In [0, 1]; NaN for n = 0.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    if probabilities.ndim != 2 or len(probabilities) != len(labels):
+        raise SkillStackError(
+            f"probabilities {probabilities.shape} do not fit labels {labels.shape}"
+        )
+    if not len(labels):
+        return float("nan")
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are (a, b]
+    gaps = np.bincount(which, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def bootstrap_interval(
+    values: ArrayLike, confidence: float = 0.95, n_resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of values (n,), e.g. one value per seed.
+
+    (NaN, NaN) with fewer than two values. For method against method, pass paired differences.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1:
+        raise SkillStackError(f"values must be one-dimensional, got shape {values.shape}")
+    if len(values) < 2 or np.isnan(values).any():
+        return float("nan"), float("nan")
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=n_resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

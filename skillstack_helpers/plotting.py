@@ -1,0 +1,112 @@
+"""Figures: each function takes a DataFrame, returns an `Axes` and computes no metric."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, distinguishable with any colour vision; black text stays readable.
+COLORS = {
+    "latest adapter": "#D55E00",
+    "saved frame": "#0072B2",
+    "routed stack": "#009E73",
+    "chance": "#999999",
+}
+
+
+def _axes(ax: Axes | None, width: float, height: float) -> Axes:
+    return ax if ax is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def accuracy_matrix(matrix: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Heat map of acc[i, j] (fractions; rows trained through, columns evaluated on)."""
+    n = len(matrix)
+    ax = _axes(ax, 2.8 + 0.62 * n, 1.6 + 0.5 * n)
+    image = ax.imshow(100 * matrix, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    _annotate(ax, 100 * matrix, "{:.0f}", dark_below=60)
+    ax.set_xlabel("evaluated on (with that task's own head)")
+    ax.set_ylabel("latest adapter, trained through")
+    ax.set_title("Accuracy of the latest adapter (%)")
+    ax.figure.colorbar(image, ax=ax, label="accuracy (%)")
+    return ax
+
+
+def confusion(matrix: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Heat map of routing counts: rows the text's own task, columns the frame picked."""
+    n = len(matrix)
+    ax = _axes(ax, 2.8 + 0.62 * n, 1.6 + 0.5 * n)
+    share = 100 * matrix.div(matrix.sum(axis=1).clip(lower=1), axis=0)
+    image = ax.imshow(share, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    _annotate(ax, matrix.where(matrix > 0), "{:.0f}", dark_below=60, shade=share)
+    ax.set_xlabel("frame picked by the router")
+    ax.set_ylabel("task of the text")
+    ax.set_title("Where the router sends each task's texts (count)")
+    ax.figure.colorbar(image, ax=ax, label="share of the task's texts (%)")
+    return ax
+
+
+def _annotate(ax, table, form, dark_below, shade=None) -> None:
+    shade = table if shade is None else shade
+    for i in range(table.shape[0]):
+        for j in range(table.shape[1]):
+            value = table.iat[i, j]
+            if pd.notna(value):
+                color = "white" if shade.iat[i, j] < dark_below else "black"
+                ax.text(j, i, form.format(value), ha="center", va="center", color=color, size=8)
+    ax.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right")
+    ax.set_yticks(range(table.shape[0]), table.index)
+
+
+def task_bars(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Grouped bars: index tasks, one column a method, fractions; a ``chance`` column is drawn as
+    a mark on each group."""
+    bars = table.drop(columns="chance", errors="ignore")
+    ax = _axes(ax, 2.5 + 0.85 * len(table), 3.8)
+    width = 0.8 / max(1, bars.shape[1])
+    for k, method in enumerate(bars):
+        at = [i - 0.4 + (k + 0.5) * width for i in range(len(bars))]
+        ax.bar(at, 100 * bars[method], width, label=method, color=COLORS.get(method))
+    if "chance" in table:
+        at = range(len(table))
+        ax.hlines(
+            100 * table["chance"],
+            [i - 0.45 for i in at],
+            [i + 0.45 for i in at],
+            color="black",
+            linestyles="dotted",
+            label="chance",
+        )
+    ax.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
+    ax.set_ylim(0, 100)
+    ax.set_ylabel("accuracy (%)")
+    ax.set_xlabel("task, in the order of the stream")
+    ax.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=bars.shape[1] + 1, frameon=False
+    )
+    return ax
+
+
+def beside_published(table: pd.DataFrame, columns: list[str], ax: Axes | None = None) -> Axes:
+    """Dots: one line a column of the published table, one mark a run (index who, model, seed)."""
+    ax = _axes(ax, 7.5, 1.2 + 0.55 * len(columns))
+    markers = iter("osD^vP*XdH<>" * 9)
+    for who, model, seed in table.index:
+        ours = who == "this run"
+        ax.plot(
+            table.loc[(who, model, seed), columns],
+            range(len(columns)),
+            linestyle="none",
+            marker=next(markers),
+            markersize=11 if ours else 7,
+            color=COLORS["saved frame"] if ours else COLORS["chance"],
+            label=f"{who}: {model}, seed {seed}",
+            zorder=3 if ours else 2,
+        )
+    ax.set_yticks(range(len(columns)), columns)
+    ax.set_ylim(len(columns) - 0.5, -0.5)
+    ax.set_xlim(-2, 100)
+    ax.grid(axis="x", alpha=0.3)
+    ax.set_xlabel("percent, or percentage points")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    return ax

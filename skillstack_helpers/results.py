@@ -1,0 +1,432 @@
+"""Write what a run measured, read it back, and set it beside the published numbers.
+
+A run is a folder ``<output_dir>/<run_id>/``: run.json (what was run, where, on which rows),
+metrics.csv (tidy, one measured number a row), matrix.csv, routing.parquet and train.jsonl. Every
+file is replaced in one step, so a killed run leaves whole files and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from . import SkillStackError
+from .config import RunConfig
+
+COLUMNS = (
+    "run_id",
+    "seed",
+    "model",
+    "preset",
+    "method",
+    "router",
+    "trained_through",
+    "eval_task",
+    "split",
+    "metric",
+    "value",
+    "unit",
+    "n",
+)
+# The columns of the published hard8 and hard12 tables: metric -> heading.
+PUBLISHED_COLUMNS = {
+    "latest_drop": "latest adapter's drop (pp)",
+    "stack_drop": "stack's drop (pp)",
+    "task_aware": "task-aware average (%)",
+    "routed": "routed overall (%)",
+    "router_accuracy": "router task accuracy (%)",
+    "fallback": "fallback (%)",
+    "depth": "depth (frames)",
+}
+
+
+def repo_root() -> Path:
+    """The checkout this package is installed from (``pip install -e``), else the working
+    directory."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").exists() else Path.cwd()
+
+
+class Run:
+    """One run's folder; made by `open_run`."""
+
+    def __init__(self, folder: Path, config: RunConfig, method: str, facts: dict, lock):
+        self.folder, self.config, self.method = folder, config, method
+        self.facts, self._lock = facts, lock
+        self._before, self._start = facts.get("seconds", 0.0), time.perf_counter()
+        path = folder / "metrics.csv"
+        self.metrics = read_metrics(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        return self.facts["status"] == "finished"
+
+    @property
+    def stack_dir(self) -> Path:
+        """Where the run keeps its frames."""
+        return self.folder / "stack"
+
+    def check_data(self, stream: Sequence) -> None:
+        """Note the rows (`TaskData`) the run works on; an error if it was begun on others."""
+        rows = {d.name: {"source": d.source, "fingerprint": d.fingerprint} for d in stream}
+        before = self.facts.setdefault("data", rows)
+        for name in rows:
+            if before.get(name) != rows[name]:
+                raise SkillStackError(
+                    f"{self.folder} was begun on other rows of {name}; delete it, or set another "
+                    "output_dir"
+                )
+        self._write_facts()
+
+    def record(
+        self,
+        metric: str,
+        value: float,
+        *,
+        unit: str = "fraction",
+        trained_through: str = "",
+        eval_task: str = "",
+        split: str = "eval",
+        router: str = "",
+        n: int = 0,
+    ) -> float:
+        """Add or replace one measured number and write metrics.csv; returns the value."""
+        row = dict(run_id=self.id, seed=self.config.seed, model=self.config.model)
+        row |= dict(preset=self.config.preset, method=self.method, router=router)
+        row |= dict(trained_through=trained_through, eval_task=eval_task, split=split)
+        row |= dict(metric=metric, value=float(value), unit=unit, n=int(n))
+        keys = ["router", "trained_through", "eval_task", "split", "metric"]
+        same = (self.metrics[keys] == [row[key] for key in keys]).all(axis=1)
+        rows = [*self.metrics[~same].to_dict("records"), row]
+        self.metrics = pd.DataFrame(rows, columns=COLUMNS)
+        self.save("metrics.csv", self.metrics)
+        return float(value)
+
+    def accuracy(self, trained_through: str, eval_task: str) -> float:
+        """One cell of the accuracy matrix, NaN where it was not measured."""
+        table = self.metrics
+        cell = table[
+            table["metric"].eq("accuracy")
+            & table["trained_through"].eq(trained_through)
+            & table["eval_task"].eq(eval_task)
+        ]
+        return float(cell["value"].iloc[0]) if len(cell) else math.nan
+
+    def has(self, trained_through: str, eval_task: str) -> bool:
+        """Whether that cell of the accuracy matrix was measured, now or before an interruption."""
+        return not math.isnan(self.accuracy(trained_through, eval_task))
+
+    def matrix(self, tasks: Sequence[str]) -> pd.DataFrame:
+        """acc[i, j] as fractions: rows trained through, columns evaluated on, NaN if missing."""
+        cells = [[self.accuracy(i, j) for j in tasks] for i in tasks]
+        return pd.DataFrame(cells, index=pd.Index(tasks, name="trained_through"), columns=tasks)
+
+    def save(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table beside metrics.csv: .csv, .parquet or .jsonl by its name."""
+        index = not isinstance(table.index, pd.RangeIndex)
+        if name.endswith(".parquet"):
+            content = table.to_parquet(index=index)
+        elif name.endswith(".jsonl"):
+            content = table.to_json(orient="records", lines=True)
+        else:
+            content = table.to_csv(index=index, lineterminator="\n")
+        self._write(name, content)
+
+    def read(self, name: str) -> pd.DataFrame:
+        """Read such a table back."""
+        path = self.folder / name
+        if not path.exists():
+            raise SkillStackError(f"{path} is missing")
+        if name.endswith(".parquet"):
+            return pd.read_parquet(path)
+        return pd.read_csv(path, index_col=0 if name == "matrix.csv" else None)
+
+    def finish(self, backbone) -> None:
+        """Write where and on what it ran, and mark the run finished."""
+        self.facts |= {"backbone": backbone.identity(), "device": describe_device(backbone.device)}
+        self.facts |= {"status": "finished", "finished": _now()}
+        self._write_facts()
+
+    def _write_facts(self) -> None:
+        self.facts["seconds"] = round(self._before + time.perf_counter() - self._start, 1)
+        self._write("run.json", json.dumps(self.facts, indent=1) + "\n")
+
+    def _write(self, name: str, content: str | bytes) -> None:
+        try:
+            write_atomic(self.folder / name, content)
+        except OSError as error:
+            raise SkillStackError(f"cannot write {self.folder / name}: {explain(error)}") from None
+
+
+def open_run(config: RunConfig, method: str = "stack") -> Run:
+    """The folder of this run: new, interrupted (it goes on), or finished (nothing is left to do).
+
+    Raises `SkillStackError` if the folder cannot be written or another process works in it.
+    """
+    import filelock
+
+    folder = repo_root() / config.output_dir / config.run_id(method)
+    path = folder / "run.json"
+    if path.exists():
+        facts = read_facts(folder)
+        if facts["status"] == "finished":
+            return Run(folder, config, method, facts, None)
+    else:
+        facts = {"run_id": folder.name, "status": "running", "started": _now()}
+    facts |= {"config": config.identity(), "method": method, "versions": versions(), **_git()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", is_singleton=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise SkillStackError(f"another process is working on {folder}") from None
+    except OSError as error:
+        raise SkillStackError(f"cannot write to {folder}: {explain(error)}") from None
+    run = Run(folder, config, method, facts, lock)
+    run._write_facts()
+    return run
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_facts(folder: Path) -> dict:
+    """run.json of a run's folder."""
+    path = Path(folder) / "run.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts["status"], facts["run_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SkillStackError(f"{path} is missing or damaged; delete the folder") from None
+    return facts
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """One metrics.csv."""
+    try:
+        table = pd.read_csv(path, keep_default_na=False, dtype={"seed": int})
+        table["value"] = pd.to_numeric(table["value"].replace("", "nan"))
+        return table[list(COLUMNS)]
+    except (OSError, ValueError, KeyError) as error:
+        raise SkillStackError(f"{path} is damaged: {error}") from None
+
+
+def load_runs(folder: str | Path = "results/runs") -> pd.DataFrame:
+    """The metrics of all finished runs below a folder, one table."""
+    root = repo_root() / folder
+    finished = [
+        path.parent
+        for path in sorted(root.glob("*/run.json"))
+        if read_facts(path.parent)["status"] == "finished"
+    ]
+    tables = [read_metrics(path / "metrics.csv") for path in finished]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def load_reference() -> pd.DataFrame:
+    """Every published number, with source and the words it was published under."""
+    files = sorted((repo_root() / "results" / "reference").glob("*.csv"))
+    if not files:
+        raise SkillStackError(f"no published numbers in {repo_root() / 'results' / 'reference'}")
+    return pd.concat([pd.read_csv(f, keep_default_na=False) for f in files], ignore_index=True)
+
+
+def per_task(metrics: pd.DataFrame) -> pd.DataFrame:
+    """One run's accuracy (fractions) per task, in stream order, for `plotting.task_bars`."""
+    metrics = metrics[metrics["eval_task"].ne("")]
+    tasks = list(dict.fromkeys(metrics["eval_task"]))
+    latest = metrics[metrics["metric"].eq("accuracy") & metrics["trained_through"].eq(tasks[-1])]
+    columns = {"latest adapter": latest}
+    for label, metric in (("saved frame", "saved"), ("routed stack", "routed"), ("chance",) * 2):
+        columns[label] = metrics[metrics["metric"].eq(metric)]
+    table = {label: rows.set_index("eval_task")["value"] for label, rows in columns.items()}
+    return pd.DataFrame(table).reindex(tasks)
+
+
+def beside_published(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
+    """The published table's columns, in percent and percentage points: our runs first.
+
+    metrics: rows as in metrics.csv of one or several runs. Index: who, model, seed.
+    """
+    ours = metrics[
+        metrics["metric"].isin(PUBLISHED_COLUMNS)
+        & metrics["preset"].eq(preset)
+        & metrics["eval_task"].eq("")
+    ]
+    ours = ours.assign(
+        who="this run", value=ours["value"].where(ours["unit"].ne("fraction"), ours["value"] * 100)
+    )
+    ours = ours.assign(seed=ours["seed"].astype(str))
+    published = load_reference()
+    published = published[
+        published["section"].eq(f"{preset}_table") & published["metric"].isin(PUBLISHED_COLUMNS)
+    ].assign(who="published")
+    published["value"] = pd.to_numeric(published["value"])
+    rows = pd.concat([ours, published])[["who", "model", "seed", "metric", "value"]]
+    table = rows.pivot_table(
+        index=["who", "model", "seed"], columns="metric", values="value", sort=False
+    )
+    table = table.reindex(columns=list(PUBLISHED_COLUMNS)).rename(columns=PUBLISHED_COLUMNS)
+    table.columns.name = None
+    return table
+
+
+# ---------------------------------------------------------------------- the machine and files
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what a run gives."""
+    packages = ("torch", "transformers", "peft", "scikit-learn", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def describe_device(device: str) -> str:
+    """The processor that did the work, e.g. ``cpu: AMD EPYC, 2 threads``."""
+    import torch
+
+    if device.startswith("cuda"):
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    model = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        model = found.group(1) if found else model
+    except OSError:
+        pass
+    return f"{device}: {model}, {torch.get_num_threads()} threads"
+
+
+def _git() -> dict:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(repo_root()), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # What runs leave under results/ does not make the code another one.
+        dirty = bool(git("status", "--porcelain", "--", ".", ":(exclude)results"))
+        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def explain(error: OSError) -> str:
+    """An operating-system error in plain words."""
+    return "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+
+
+def sync(path: Path) -> None:
+    """Make sure a file or folder has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; an error that names it if it is missing."""
+    total = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                total.update(block)
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else explain(error)
+        raise SkillStackError(f"{path} {reason}") from None
+    return total.hexdigest()
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step that survives a crash: all of the content or the old file."""
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, aside = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(aside, 0o644)  # mkstemp makes it private
+        os.replace(aside, path)
+        sync(path.parent)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+# ---------------------------------------------------------------------- command line
+
+
+def show(folder: Path) -> str:
+    """The result table of every finished run below a folder, and where its files are."""
+    lines = []
+    for path in sorted(folder.glob("**/run.json")):
+        if read_facts(path.parent)["status"] != "finished":
+            continue
+        metrics = read_metrics(path.parent / "metrics.csv")
+        table = beside_published(metrics, metrics["preset"].iloc[0])
+        lines += [path.parent.name, table.T.round(2).to_string(na_rep="-"), ""]
+        figures = sorted(path.parent.glob("*.png"))
+        lines += [f"results   {path.parent}", *(f"figure    {figure}" for figure in figures), ""]
+    return "\n".join(lines) if lines else f"no finished run below {folder}"
+
+
+def readme_tables(preset: str) -> str:
+    """The README's table for a preset as Markdown, from the committed runs."""
+    runs = load_runs()
+    table = beside_published(runs[runs["preset"].eq(preset)], preset).reset_index()
+    cells = table.map(lambda v: f"{v:.1f}" if isinstance(v, float) and not math.isnan(v) else v)
+    cells = cells.fillna("").astype(str)
+    rows = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def readme(text: str) -> str:
+    """README text with every block ``<!-- table: PRESET -->`` … ``<!-- end -->`` filled anew."""
+
+    def fill(found: re.Match) -> str:
+        return f"<!-- table: {found[1]} -->\n{readme_tables(found[1])}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m skillstack_helpers.results")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("show", help="print the result tables below a folder")
+    command.add_argument("folder", type=Path)
+    commands.add_parser("readme", help="fill the README's tables from the committed runs")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.command == "show":
+            print(show(arguments.folder))
+        else:
+            path = repo_root() / "README.md"
+            write_atomic(path, readme(path.read_text(encoding="utf-8")))
+    except SkillStackError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
