@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,9 +58,9 @@ class Backbone:
 
     @property
     def lr(self) -> float:
-        """Default learning rate: the published 2e-4 from 1B parameters up; smaller backbones
-        need more steps' worth of it (docs/log.md has the search)."""
-        return 2e-4 if self.hidden_size >= 2048 else 1e-3
+        """Default peak learning rate: the published 2e-4 for Llama-size models. Smaller ones learn
+        little from it in so few steps; docs/log.md has the search."""
+        return 2e-4 if self.hidden_size >= 2048 else 5e-4 if self.hidden_size >= 512 else 2e-3
 
     def identity(self) -> dict:
         """What must agree between a saved stack and the backbone it is loaded on."""
@@ -121,7 +122,9 @@ class Backbone:
             task_type="FEATURE_EXTRACTION",
         )
         base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
-        self.model = get_peft_model(base, config)
+        with warnings.catch_warnings():  # peft 0.21 asks transformers 5 by a deprecated name
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model = get_peft_model(base, config)
         self.model.eval()
         named = self.model.named_parameters()
         self._lora = {n.replace(".default.", "."): p for n, p in named if ".lora_" in n}

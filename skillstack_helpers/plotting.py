@@ -105,7 +105,7 @@ def beside_published(table: pd.DataFrame, columns: list[str], ax: Axes | None = 
         )
     ax.set_yticks(range(len(columns)), columns)
     ax.set_ylim(len(columns) - 0.5, -0.5)
-    ax.set_xlim(-2, 100)
+    ax.set_xlim(min(-2, table[columns].min().min() - 2), 100)
     ax.grid(axis="x", alpha=0.3)
     ax.set_xlabel("percent, or percentage points")
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
