@@ -373,8 +373,9 @@ class SkillStack:
         if decoder:
             tensors[_SCORE] = weights.head["weight"]
         else:
-            safetensors.torch.save_file(dict(weights.head), folder / HEAD)
-        safetensors.torch.save_file(tensors, folder / ADAPTER)
+            (folder / HEAD).write_bytes(safetensors.torch.save(dict(weights.head)))
+        # save_file would hide a full disk behind an error class of its own.
+        (folder / ADAPTER).write_bytes(safetensors.torch.save(tensors))
         slot: LoraConfig = self.backbone.model.peft_config["default"]
         config = LoraConfig(
             r=frame.training["lora_r"],

@@ -441,7 +441,7 @@ def _checked(rows: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
         if bad.any():
             row = int(bad.idxmax())
             raise SkillStackError(
-                f"{where}: row {row}: {column} is {rows[column][row]!r}, not a string"
+                f"{where}: row {row}: {column} is {rows[column][row]}, not a string"
             )
         clean = rows[column].astype(object).str.replace(r"<br />|\\n", " ", regex=True)
         rows[column] = clean.str.split().str.join(" ").str[:MAX_CHARS]
@@ -453,7 +453,7 @@ def _checked(rows: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
     if bad.any():
         row = int(bad.idxmax())
         raise SkillStackError(
-            f"{where}: row {row}: label {rows['label'][row]!r} is not one of "
+            f"{where}: row {row}: label {rows['label'][row]} is not one of "
             f"0 .. {len(task.label_names) - 1} ({task.name} has {len(task.label_names)} classes)"
         )
     return rows.assign(label=labels.astype("int64"))

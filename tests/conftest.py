@@ -1,0 +1,137 @@
+"""Small stand-ins, made on the spot: models with random weights and data with a simple rule."""
+
+import os
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the tests may reach a hub
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from skillstack_helpers.backbones import load_backbone
+from skillstack_helpers.config import RunConfig
+from skillstack_helpers.tasks import TASKS, load_task
+
+torch.set_num_threads(1)  # the stand-ins are too small for more
+
+ROOT = Path(__file__).resolve().parent.parent
+FILLER = "the of a and to in it that was for on with as at by from this they an be".split()
+
+
+def make_rows(name: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Rows whose label is told by one word, on a background that tells the task."""
+    task = TASKS[name]
+    labels = np.arange(n) % len(task.label_names)
+    rows = []
+    for label in labels:
+        words = [*rng.choice(FILLER, rng.integers(4, 20)), f"class{label}", f"{name}word"]
+        rng.shuffle(words)
+        pair = " ".join(rng.choice(FILLER, 6)) if "{text_pair}" in task.template else ""
+        rows.append((" ".join(words) + f" row{rng.integers(1 << 40)}", pair, int(label)))
+    return pd.DataFrame(rows, columns=["text", "text_pair", "label"])
+
+
+def write_folder(folder: Path, names, n_train=120, n_test=60) -> Path:
+    rng = np.random.default_rng(0)
+    for name in names:
+        classes = len(TASKS[name].label_names)
+        (folder / name).mkdir(parents=True)
+        for split, n in (("train", n_train), ("test", n_test)):
+            rows = make_rows(name, n * classes // 2, rng)
+            rows.to_parquet(folder / name / f"{split}.parquet", index=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """Generated data in the folder layout, for every task of hard12."""
+    from skillstack_helpers.tasks import PRESETS
+
+    return write_folder(tmp_path_factory.mktemp("data"), PRESETS["hard12"])
+
+
+@pytest.fixture(scope="session")
+def stream(data_dir):
+    """Three small tasks with 2, 4 and 2 classes."""
+    return [
+        load_task(name, 6, 12, 8, seed=0, source="folder", data_dir=data_dir)
+        for name in ("imdb", "agnews", "qqp")
+    ]
+
+
+def save_tiny_model(folder: Path, kind: str) -> Path:
+    """A two-layer model with random weights and a word-level tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        BertConfig,
+        BertModel,
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    words = ["[PAD]", "[UNK]", *FILLER, *(f"class{i}" for i in range(14)), "good", "bad"]
+    words += [f"{name}word" for name in TASKS]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    size = dict(vocab_size=len(words), pad_token_id=0)
+    if kind == "bert":
+        model = BertModel(
+            BertConfig(
+                **size,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=48,
+                max_position_embeddings=64,
+            )
+        )
+    elif kind == "llama":
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                **size,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                intermediate_size=48,
+                max_position_embeddings=64,
+            )
+        )
+    else:
+        model = GPT2LMHeadModel(GPT2Config(**size, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_dirs(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {kind: save_tiny_model(root / kind, kind) for kind in ("bert", "llama", "gpt2")}
+
+
+@pytest.fixture
+def backbone(model_dirs):
+    return load_backbone(str(model_dirs["bert"]), device="cpu")
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return RunConfig(epochs=1, lr=5e-3, batch_size=4, lora_r=4, max_length=32, seed=3)
+
+
+def edit_json(path: Path, change) -> None:
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))

@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+import torch
+
+from skillstack_helpers import SkillStackError, backbones, training
+from skillstack_helpers.backbones import load_backbone
+from skillstack_helpers.config import RunConfig
+from skillstack_helpers.frames import SkillStack
+
+TEXTS = ["class0 of the", "a class1 and in it was", "", "row unknown words only here"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_features_ignore_padding(model_dirs, kind):
+    backbone = load_backbone(str(model_dirs[kind]), device="cpu")
+    assert backbone.kind == ("encoder" if kind == "bert" else "decoder")
+    ids = backbone.encode(TEXTS, 32)
+    with torch.inference_mode():
+        together = backbone.features(*training.pad(ids, backbone.pad_id, "cpu"))
+        alone = [backbone.features(*training.pad([row], backbone.pad_id, "cpu")) for row in ids]
+    assert together.shape == (4, 32) and together.dtype == torch.float32
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_encoder_features_are_the_scaled_normalized_mean(model_dirs, backbone):
+    from transformers import AutoModel
+
+    ids = backbone.encode(["class0 of the"], 32)
+    inputs, mask = training.pad(ids, backbone.pad_id, "cpu")
+    with torch.inference_mode():
+        hidden = AutoModel.from_pretrained(model_dirs["bert"])(inputs).last_hidden_state[0]
+        features = backbone.features(inputs, mask)[0]
+    mean = hidden.numpy().mean(0)
+    expected = 16 * mean / np.linalg.norm(mean)
+    np.testing.assert_allclose(features.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_each_text_is_tokenized_once(backbone):
+    calls = []
+    tokenizer = backbone.tokenizer
+
+    def counting(texts, **options):
+        calls.extend(texts)
+        return tokenizer(texts, **options)
+
+    backbone.tokenizer = counting
+    backbone.encode(["one", "two", "one"], 16)
+    backbone.encode(["two", "three"], 16)
+    assert sorted(calls) == ["one", "three", "two"]
+
+
+def test_cut_at_max_length_and_strings_only(backbone):
+    assert len(backbone.encode(["of the and " * 50], 16)[0]) == 16
+    with pytest.raises(SkillStackError, match="texts must be strings, got 7"):
+        backbone.encode(["a", 7], 16)
+
+
+def test_slot_has_lora_on_all_linear_layers_and_nothing_else_trains(backbone):
+    backbone.attach(4, 8)
+    shapes = {name: tuple(p.shape) for name, p in backbone.lora_parameters.items()}
+    a = next(n for n in shapes if "intermediate.dense.lora_A" in n)
+    assert shapes[a] == (4, 32) and shapes[a.replace("lora_A", "lora_B")] == (48, 4)
+    assert len(shapes) == 2 * 2 * 6  # two layers, six linear maps each, A and B
+    assert not any("pooler" in name for name in shapes)
+    trainable = {n for n, p in backbone.model.named_parameters() if p.requires_grad}
+    assert all(".lora_" in name for name in trainable)
+
+
+def test_slot_can_change_its_rank(backbone):
+    backbone.attach(4, 8)
+    backbone.attach(2, 8)
+    assert {p.shape[0] for n, p in backbone.lora_parameters.items() if "lora_A" in n} == {2}
+    assert sum(".lora_" in n for n, _ in backbone.model.named_parameters()) == 24
+
+
+def test_misfit_adapter_is_refused(backbone):
+    backbone.attach(4, 8)
+    weights = backbone.read_lora()
+    name = next(iter(weights))
+    with pytest.raises(SkillStackError, match="somewhere: adapter does not fit"):
+        backbone.write_lora({n: t for n, t in weights.items() if n != name}, "somewhere")
+    with pytest.raises(SkillStackError, match="the backbone needs"):
+        backbone.write_lora(weights | {name: torch.zeros(1, 1)}, "somewhere")
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("./nowhere", "model folder ./nowhere does not exist"),
+        ("minlm", "cannot load model 'minlm' (did you mean 'minilm'?)"),
+        ("no/such-model", "cannot load model 'no/such-model'"),
+    ],
+)
+def test_unknown_model_is_one_line(name, words):
+    with pytest.raises(SkillStackError) as caught:
+        load_backbone(name)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_folder_without_a_model(tmp_path):
+    with pytest.raises(SkillStackError, match="holds no model: config.json is missing"):
+        load_backbone(str(tmp_path))
+
+
+def test_gated_model_without_a_token(monkeypatch):
+    import transformers
+
+    def refuse(*_, **__):
+        raise OSError("You are trying to access a gated repo.\nMake sure ... 401")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(SkillStackError, match="is gated: accept its licence .* HF_TOKEN") as caught:
+        load_backbone("meta-llama/Llama-3.2-1B-Instruct")
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_is_minilm_without_cuda_and_says_so(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    assert load_backbone("auto").name == "minilm"
+    assert "minilm" in capsys.readouterr().out
+
+
+def test_encoder_decoder_is_refused(tmp_path):
+    from transformers import T5Config
+
+    T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1).save_pretrained(tmp_path)
+    with pytest.raises(SkillStackError, match="neither encoder nor decoder only"):
+        load_backbone(str(tmp_path))
+
+
+def test_platform_token_is_used_and_never_printed(monkeypatch, capsys):
+    import sys
+    import types
+
+    colab = types.ModuleType("google.colab")
+    colab.userdata = types.SimpleNamespace(get=lambda name: "hf_secret" if name else None)
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    backbones._use_platform_token()
+    import os
+
+    assert os.environ.pop("HF_TOKEN") == "hf_secret"
+    assert "hf_secret" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nf4_trains_after_an_evaluation(model_dirs, stream, config, kind, dtype):
+    """bitsandbytes' repacking at the first evaluation used to cut the gradients off silently."""
+    pytest.importorskip("bitsandbytes")
+    backbone = load_backbone(str(model_dirs[kind]), dtype, "nf4", "cpu")
+    layers = [m for m in backbone.model.modules() if type(m).__name__ == "Linear4bit"]
+    assert len(layers) >= 12
+    stack = SkillStack(backbone)
+    stack.grow(stream[0], config)  # ends with an evaluation
+    stack.grow(stream[1], config)
+    assert np.isfinite(stack.frames[1].losses).all()
+    first, second = (frame.weights().lora for frame in stack.frames)
+    lowest = [name for name in first if "layers.0." in name or "layer.0." in name]
+    assert lowest and all(not torch.equal(first[n], second[n]) for n in lowest)
+    assert stack.evaluate(stream[0]).accuracy == stack["imdb"].metrics["accuracy"]
+
+
+def test_nf4_gradient_is_that_of_the_dequantized_model(model_dirs):
+    """The gradient below a 4-bit layer, before and after an evaluation."""
+    pytest.importorskip("bitsandbytes")
+    backbone = load_backbone(str(model_dirs["llama"]), "float32", "nf4", "cpu")
+    backbone.attach(4, 8)
+    ids = training.pad(backbone.encode(TEXTS[:2], 32), backbone.pad_id, "cpu")
+    name = next(n for n in backbone.lora_parameters if "layers.0" in n and "lora_B" in n)
+    parameter = backbone.lora_parameters[name].requires_grad_(True)
+
+    def gradient():
+        parameter.grad = None
+        backbone.features(*ids).square().sum().backward()
+        return parameter.grad.clone()
+
+    before = gradient()
+    with torch.inference_mode():
+        backbone.features(*ids)
+    assert before.abs().max() > 0
+    torch.testing.assert_close(gradient(), before)
+
+
+def test_llama_default_learning_rate_is_the_published_one(backbone, monkeypatch):
+    for hidden, lr in ((384, 2e-3), (576, 5e-4), (2048, 2e-4)):
+        monkeypatch.setattr(backbone.model.config, "hidden_size", hidden)
+        assert backbone.lr == lr
+    assert RunConfig().lr is None

@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skillstack_helpers import SkillStackError, metrics
+
+NAN = float("nan")
+# Three tasks. Last row: 0.5, 0.6, 0.9. Task 0: best 0.9 after task 1. Task 1: learned at 0.8.
+ACC = np.array([[0.8, NAN, NAN], [0.9, 0.8, NAN], [0.5, 0.6, 0.9]])
+
+
+def test_worked_by_hand():
+    assert metrics.average_accuracy(ACC) == pytest.approx((0.5 + 0.6 + 0.9) / 3)
+    assert metrics.backward_transfer(ACC) == pytest.approx(((0.5 - 0.8) + (0.6 - 0.8)) / 2)
+    assert metrics.final_drop(ACC) == pytest.approx(0.25)
+    assert metrics.forgetting(ACC) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.6)) / 2)
+
+
+def test_forward_transfer_by_hand():
+    full = np.array([[0.8, 0.6, 0.5], [0.9, 0.8, 0.7], [0.5, 0.6, 0.9]])
+    value = metrics.forward_transfer(full, [0.5, 0.5, 0.25])
+    assert value == pytest.approx(((0.6 - 0.5) + (0.7 - 0.25)) / 2)
+    assert math.isnan(metrics.forward_transfer(ACC, [0.5, 0.5, 0.25]))  # not measured
+
+
+def test_forgetting_can_be_negative():
+    assert metrics.forgetting([[0.5, NAN], [0.7, 0.9]]) == pytest.approx(-0.2)
+
+
+def test_missing_is_nan_and_never_zero():
+    holes = ACC.copy()
+    holes[2, 0] = NAN
+    for metric in (metrics.average_accuracy, metrics.backward_transfer, metrics.forgetting):
+        assert math.isnan(metric(holes))
+    assert math.isnan(metrics.backward_transfer([[0.9]]))
+    assert math.isnan(metrics.forgetting([[0.9]]))
+
+
+@pytest.mark.parametrize("bad", [[[0.5, 0.5]], [0.5], [[1.5]], [[-0.1]], np.empty((0, 0))])
+def test_bad_matrix(bad):
+    with pytest.raises(SkillStackError):
+        metrics.average_accuracy(bad)
+
+
+@given(st.integers(2, 6), st.integers(0, 1000))
+def test_a_stack_that_keeps_everything_forgets_nothing(n, seed):
+    learned = np.random.default_rng(seed).random(n)
+    acc = np.where(np.tri(n, dtype=bool), learned, np.nan)
+    assert metrics.final_drop(acc) == 0
+    assert metrics.forgetting(acc) == 0
+
+
+def test_calibration_error_by_hand():
+    # Confidence 0.9, right once in two: gap 0.4. Confidence 0.6, right: gap 0.4.
+    probabilities = [[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]]
+    assert metrics.calibration_error(probabilities, [0, 1, 0], bins=10) == pytest.approx(0.4)
+    assert metrics.calibration_error([[1.0, 0.0]], [0]) == 0
+    assert math.isnan(metrics.calibration_error(np.empty((0, 2)), []))
+
+
+def test_bootstrap_interval_holds_the_mean_and_repeats():
+    values = [0.5, 0.75, 1.0]
+    low, high = metrics.bootstrap_interval(values)
+    assert 0.5 <= low < 0.75 < high <= 1.0
+    assert (low, high) == metrics.bootstrap_interval(values)
+    assert all(map(math.isnan, metrics.bootstrap_interval([0.5])))

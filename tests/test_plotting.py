@@ -1,0 +1,51 @@
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from skillstack_helpers import plotting, results
+
+TASKS = ["imdb", "agnews", "qqp"]
+
+
+def numbers(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_accuracy_matrix_shows_percent_and_leaves_gaps_empty():
+    acc = [[0.5, np.nan, np.nan], [0.25, 1.0, np.nan], [0, 0.9, 0.7]]
+    ax = plotting.accuracy_matrix(pd.DataFrame(acc, index=TASKS, columns=TASKS))
+    assert numbers(ax) == ["50", "25", "100", "0", "90", "70"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == TASKS
+    assert "%" in ax.get_title() and ax.get_xlabel() and ax.get_ylabel()
+
+
+def test_confusion_shows_counts():
+    counts = pd.DataFrame([[9, 1, 0], [0, 10, 0], [2, 3, 5]], index=TASKS, columns=TASKS)
+    assert numbers(plotting.confusion(counts)) == ["9", "1", "10", "2", "3", "5"]
+
+
+def test_task_bars_have_the_heights_of_the_table():
+    table = pd.DataFrame(
+        {"latest adapter": [0.4, 0.5, 0.6], "saved frame": [0.8, 0.9, 0.6],
+         "chance": [0.5, 0.25, 0.5]},
+        index=TASKS,
+    )  # fmt: skip
+    ax = plotting.task_bars(table)
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights == pytest.approx([40, 50, 60, 80, 90, 60])
+    labels = {text.get_text() for text in ax.get_legend().get_texts()}
+    assert labels == {"latest adapter", "saved frame", "chance"}
+
+
+def test_beside_published_draws_into_given_axes():
+    import matplotlib.pyplot as plt
+
+    table = results.beside_published(pd.DataFrame(columns=results.COLUMNS), "hard8")
+    ax = plt.subplots()[1]
+    columns = [c for c in table if "depth" not in c]
+    assert plotting.beside_published(table, columns, ax=ax) is ax
+    assert len(ax.lines) == len(table) == 4

@@ -1,0 +1,205 @@
+import json
+import math
+import multiprocessing
+import os
+import re
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from skillstack_helpers import SkillStackError, results
+from skillstack_helpers.config import RunConfig
+from skillstack_helpers.results import COLUMNS, PUBLISHED_COLUMNS, open_run
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return RunConfig(notebook="01_train_stack", model="minilm", output_dir=str(tmp_path / "runs"))
+
+
+class FakeBackbone:
+    device = "cpu"
+
+    def identity(self):
+        return {"name": "minilm"}
+
+
+def test_a_number_is_recorded_once_and_read_back(settings):
+    run = open_run(settings)
+    assert math.isnan(run.accuracy("imdb", "imdb")) and not run.has("imdb", "imdb")
+    run.record("accuracy", 0.25, trained_through="imdb", eval_task="imdb", n=8)
+    run.record("accuracy", 0.75, trained_through="imdb", eval_task="imdb", n=8)
+    run.record("depth", 3.5, unit="frames", router="hybrid_chain")
+    table = results.read_metrics(run.folder / "metrics.csv")
+    assert tuple(table) == COLUMNS and len(table) == 2
+    assert open_run(settings).accuracy("imdb", "imdb") == 0.75
+    first = table.iloc[0]
+    assert (first["run_id"], first["seed"], first["model"]) == (settings.run_id(), 42, "minilm")
+
+
+def test_matrix_is_nan_where_nothing_was_measured(settings):
+    run = open_run(settings)
+    run.record("accuracy", 0.0, trained_through="b", eval_task="a")
+    matrix = run.matrix(["a", "b"])
+    assert matrix.loc["b", "a"] == 0 and matrix.isna().sum().sum() == 3
+
+
+def test_facts_say_what_was_run_where(settings):
+    run = open_run(settings)
+    assert not run.finished
+    run.finish(FakeBackbone())
+    facts = json.loads((run.folder / "run.json").read_text())
+    for key in ("config", "commit", "dirty", "versions", "device", "seconds", "backbone"):
+        assert key in facts, key
+    assert facts["status"] == "finished" and facts["config"]["seed"] == 42
+    assert str(ROOT) not in json.dumps(facts)
+    assert open_run(settings).finished
+
+
+def test_seconds_add_up_over_interruptions(settings):
+    run = open_run(settings)
+    run.facts["seconds"] = 100.0
+    results.write_atomic(run.folder / "run.json", json.dumps(run.facts))
+    again = open_run(settings)
+    again.finish(FakeBackbone())
+    assert again.facts["seconds"] >= 100
+
+
+def test_other_rows_are_refused(settings, stream):
+    import dataclasses
+
+    open_run(settings).check_data(stream)
+    open_run(settings).check_data(stream)
+    changed = [dataclasses.replace(stream[0], fingerprint="other"), *stream[1:]]
+    with pytest.raises(SkillStackError, match="was begun on other rows of imdb"):
+        open_run(settings).check_data(changed)
+
+
+def _try_to_open(settings, answer):
+    try:
+        open_run(settings)
+        answer.put("opened")
+    except SkillStackError as error:
+        answer.put(str(error))
+
+
+def test_two_processes_cannot_work_on_one_run(settings):
+    run = open_run(settings)
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    other = context.Process(target=_try_to_open, args=(settings, answer))
+    other.start()
+    assert "another process is working on" in answer.get(timeout=60)
+    other.join()
+    assert run.folder.exists()
+
+
+def test_damaged_files_are_named(settings):
+    run = open_run(settings)
+    run.record("acc", 0.5)
+    (run.folder / "metrics.csv").write_text("run_id,value\nx")
+    with pytest.raises(SkillStackError, match="metrics.csv is damaged"):
+        open_run(settings)
+    (run.folder / "run.json").write_text("{")
+    with pytest.raises(SkillStackError, match="run.json is missing or damaged"):
+        open_run(settings)
+    with pytest.raises(SkillStackError, match=r"matrix\.csv is missing"):
+        run.read("matrix.csv")
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    config = RunConfig(output_dir=str(tmp_path / "file" / "below"))
+    with pytest.raises(SkillStackError, match="cannot write to"):
+        open_run(config)
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    results.write_atomic(path, "old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError):
+        results.write_atomic(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_tables_keep_their_shape(settings):
+    run = open_run(settings)
+    table = pd.DataFrame({"frame": ["a", "b"], "depth": [1.0, math.nan]})
+    run.save("routing.parquet", table)
+    pd.testing.assert_frame_equal(run.read("routing.parquet"), table)
+    matrix = pd.DataFrame([[0.5, math.nan], [0.25, 1.0]], index=["a", "b"], columns=["a", "b"])
+    run.save("matrix.csv", matrix.rename_axis("trained_through"))
+    pd.testing.assert_frame_equal(run.read("matrix.csv"), matrix, check_names=False)
+
+
+# ------------------------------------------------------------------ the published numbers
+
+
+def test_reference_holds_every_number_with_its_words():
+    reference = results.load_reference()
+    assert list(reference) == (
+        "source section preset model method router seed eval_task metric value unit words".split()
+    )
+    assert reference["source"].nunique() == 3 and not reference.duplicated().any()
+    for row in reference.itertuples():
+        number = f"{abs(float(row.value)):g}"
+        found = re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", row.words)
+        assert number in {f"{float(text):g}" for text in found}, row
+
+
+def test_reference_is_verbatim_where_the_texts_are_at_hand():
+    seeds = ROOT.parent / "shared" / "seeds"
+    if not seeds.is_dir():
+        pytest.skip("the source texts are not part of the project")
+    texts = [" ".join(path.read_text(errors="replace").split()) for path in seeds.glob("*.txt")]
+    for words in results.load_reference()["words"].unique():
+        assert any(words in text for text in texts), words
+
+
+def test_published_rows_stand_beside_ours():
+    ours = pd.DataFrame(
+        [("r", 42, "minilm", "hard12", "stack", "", "", "", "eval", m, 0.5, "fraction", 1)
+         for m in PUBLISHED_COLUMNS],
+        columns=COLUMNS,
+    )  # fmt: skip
+    ours.loc[ours["metric"].eq("depth"), ["value", "unit"]] = [2.5, "frames"]
+    table = results.beside_published(ours, "hard12")
+    assert list(table) == list(PUBLISHED_COLUMNS.values())
+    assert table.loc[("this run", "minilm", "42")].tolist() == [50] * 6 + [2.5]
+    published = table.loc[("published", "Llama-3.2-1B", "42")].tolist()
+    assert published == [36.5, 0.0, 80.3, 79.3, 88.7, 16.8, 5.40]
+    assert math.isnan(table.loc[("published", "Llama-3.2-3B", "42"), "depth (frames)"])
+
+
+# ------------------------------------------------------------------ what is committed
+
+RUNS = sorted((ROOT / "results" / "runs").glob("*/run.json"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.parent.name)
+def test_committed_run_is_finished_clean_and_consistent(path):
+    facts = results.read_facts(path.parent)
+    if facts["status"] != "finished":
+        pytest.skip("a run of yours in progress")
+    config = RunConfig(**facts["config"])
+    assert path.parent.name == facts["run_id"] == config.run_id(facts["method"])
+    assert facts["commit"] and facts["dirty"] is False
+    metrics = results.read_metrics(path.parent / "metrics.csv")
+    assert not metrics["value"].isna().any()
+    matrix = pd.read_csv(path.parent / "matrix.csv", index_col=0).to_numpy()
+    drop = metrics.loc[metrics["metric"].eq("latest_drop"), "value"].item()
+    expected = (matrix.diagonal()[:-1] - matrix[-1, :-1]).mean()
+    assert drop == pytest.approx(expected, abs=1e-9)
+    assert "text" not in pd.read_parquet(path.parent / "routing.parquet")
+
+
+def test_readme_tables_are_built_from_the_committed_runs():
+    text = (ROOT / "README.md").read_text()
+    assert "<!-- table: hard8 -->" in text and "<!-- table: hard12 -->" in text
+    assert results.readme(text) == text

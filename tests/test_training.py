@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skillstack_helpers import training
+
+lengths = st.lists(st.integers(1, 50), min_size=1, max_size=300)
+
+
+@given(lengths, st.integers(1, 17), st.integers(0, 99))
+def test_an_epoch_holds_every_row_once(lengths, batch_size, seed):
+    batches = training.train_batches(lengths, batch_size, np.random.default_rng(seed))
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    assert max(map(len, batches)) <= batch_size
+    assert len(batches) == -(-len(lengths) // batch_size)
+
+
+@given(lengths)
+def test_evaluation_visits_every_row_once_longest_first(lengths):
+    batches = list(training.eval_batches(lengths))
+    order = np.concatenate(batches)
+    assert sorted(order) == list(range(len(lengths)))
+    assert (np.diff(np.array(lengths)[order]) <= 0).all()
+
+
+def test_batches_are_shuffled_and_little_is_padded():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 160, 512)
+    one, two = (training.train_batches(lengths, 8, rng) for _ in range(2))
+    assert any(set(a) != set(b) for a, b in zip(one, two, strict=True))
+    padded = sum(len(b) * lengths[b].max() for b in one)
+    assert padded < 1.25 * lengths.sum()  # padding to the maximum would give about 1.9
+
+
+def test_pad_by_hand():
+    ids, mask = training.pad([np.array([5, 6]), np.array([7])], 0, "cpu")
+    assert ids.tolist() == [[5, 6], [7, 0]] and mask.tolist() == [[1, 1], [1, 0]]
+
+
+def fit(backbone, seed=0, **options):
+    backbone.attach(4, 8)
+    torch.manual_seed(seed)
+    backbone.reset_lora()
+    head = torch.nn.Linear(32, 2)
+    texts = [f"class{i % 2} of the and" for i in range(32)]
+    settings = dict(epochs=6, lr=1e-2, batch_size=4, rng=np.random.default_rng(seed)) | options
+    labels = np.arange(32) % 2
+    losses = training.train(backbone, head, backbone.encode(texts, 16), labels, **settings)
+    return head, losses, texts, labels
+
+
+def test_training_learns_a_simple_rule(backbone):
+    head, losses, texts, labels = fit(backbone)
+    assert len(losses) == 48
+    assert np.mean(losses[-8:]) < 0.3 < np.mean(losses[:8])
+    logits = training.logits(backbone, head, backbone.encode(texts, 16))
+    assert (logits.argmax(1) == labels).mean() > 0.95
+
+
+def test_training_repeats_to_the_last_bit(backbone):
+    _, one, *_ = fit(backbone)
+    _, two, *_ = fit(backbone)
+    _, other, *_ = fit(backbone, seed=1)
+    assert one == two != other
+
+
+def test_only_adapter_and_head_change(backbone):
+    backbone.attach(4, 8)
+    before = {n: p.clone() for n, p in backbone.model.named_parameters() if ".lora_" not in n}
+    fit(backbone)
+    after = dict(backbone.model.named_parameters())
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+
+
+def test_logits_come_back_in_input_order(backbone):
+    head, _, texts, _ = fit(backbone, epochs=1)
+    texts = [t + " the" * (i % 7) for i, t in enumerate(texts)]
+    ids = backbone.encode(texts, 16)
+    forward = training.logits(backbone, head, ids)
+    backward = training.logits(backbone, head, ids[::-1])[::-1]
+    np.testing.assert_allclose(forward, backward, atol=1e-5)
+    assert training.logits(backbone, head, []).shape == (0, 2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_few_steps_still_train(backbone, steps):
+    _, losses, *_ = fit(backbone, epochs=steps, batch_size=32)
+    assert len(losses) == steps
+    assert max(p.abs().max() for n, p in backbone.lora_parameters.items() if "lora_B" in n) > 0
