@@ -201,6 +201,8 @@ def open_run(config: RunConfig, method: str = "stack") -> Run:
         raise SkillStackError(f"another process is working on {folder}") from None
     except OSError as error:
         raise SkillStackError(f"cannot write to {folder}: {explain(error)}") from None
+    for stale in folder.glob(".tmp-*"):  # left behind by a killed process
+        stale.unlink()
     run = Run(folder, config, method, facts, lock)
     run._write_facts()
     return run

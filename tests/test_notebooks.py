@@ -1,0 +1,200 @@
+"""The notebooks as users run them: through papermill, interrupted, and with bad parameters."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from skillstack_helpers import results
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+ENV = os.environ | {"PYTHONPATH": str(ROOT)}
+ENV["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+TINY = {"n_train": 4, "n_router": 16, "n_eval": 4, "epochs": 1, "max_length": 32}
+
+
+def papermill(name, out, cwd=ROOT / "notebooks", data_dir=None, **parameters):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
+    command += [os.path.relpath(path, cwd), str(out / "out.ipynb")]
+    for key, value in (TINY | {"output_dir": str(out / "runs")} | parameters).items():
+        command += ["-p", key, str(value)]
+    env = dict(ENV)
+    if data_dir:
+        env["SKILLSTACK_DATA"] = str(data_dir)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def the_run(out: Path) -> Path:
+    (path,) = (out / "runs").glob("*/run.json")
+    return path.parent
+
+
+@pytest.mark.parametrize(
+    "name, cwd, parameters",
+    [
+        ("01_train_stack", ROOT, {"preset": "mini4", "model": "minilm"}),
+        ("02_hard12", ROOT / "notebooks", {"model": "minilm"}),  # as in the README
+    ],
+)
+def test_notebook_runs_and_leaves_what_it_says(name, cwd, parameters, tmp_path, data_dir):
+    folder = os.environ.get("SKILLSTACK_DATA", data_dir)
+    done = papermill(name, tmp_path, cwd, folder, **parameters)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = the_run(tmp_path)
+    assert results.read_facts(run)["status"] == "finished"
+    for file in ("metrics.csv", "matrix.csv", "routing.parquet", "train.jsonl"):
+        assert (run / file).stat().st_size > 100, file
+    assert len(list(run.glob("*.png"))) == 4
+    metrics = results.read_metrics(run / "metrics.csv")
+    value = metrics[metrics["eval_task"].eq("")].set_index("metric")["value"]
+    assert value["stack_drop"] == 0
+    assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
+    assert set(results.PUBLISHED_COLUMNS) <= set(value.index)
+    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize(
+    "parameters, words",
+    [
+        ({"sede": 1}, "unknown parameter 'sede' (did you mean 'seed'?)"),
+        ({"seed": "abc"}, "seed must be an integer, got 'abc'"),
+        ({"preset": "hard9"}, "unknown preset 'hard9'"),
+        ({"n_train": 100000}, "asks for more than there is"),
+        ({"model": "./no_such_folder"}, "model folder ./no_such_folder does not exist"),
+    ],
+)
+def test_bad_parameter_is_one_line_and_leaves_nothing(parameters, words, tmp_path, data_dir):
+    defaults = {"preset": "adaptive3", "model": "minilm"}
+    done = papermill("01_train_stack", tmp_path, data_dir=data_dir, **(defaults | parameters))
+    assert done.returncode != 0
+    (line,) = {row for row in done.stderr.splitlines() if row.startswith("SkillStackError: ")}
+    assert words in line
+    assert not list((tmp_path / "runs").glob("*/metrics.csv"))
+    assert not list((tmp_path / "runs").glob("*/stack"))
+
+
+# ------------------------------------------------------------------ kill -9
+
+CELLS = """
+import json as _json
+import sys as _sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+display = print
+for _cell in _json.load(open(_sys.argv[1]))["cells"]:
+    if _cell["cell_type"] == "code":
+        exec("".join(_cell["source"]), globals())
+        if "parameters" in _cell["metadata"].get("tags", []):
+            globals().update(_json.loads(_sys.argv[2]))
+"""
+
+
+def start(output_dir, model, data_dir) -> subprocess.Popen:
+    """The notebook's cells as one plain process, so that kill -9 hits all of it."""
+    parameters = TINY | {
+        "preset": "adaptive3",
+        "model": str(model),
+        "data_dir": str(data_dir),
+        "output_dir": str(output_dir),
+        "lora_r": 4,
+        "lr": 5e-3,
+        "n_train": 16,
+        "epochs": 8,
+    }
+    notebook = ROOT / "notebooks" / "01_train_stack.ipynb"
+    command = [sys.executable, "-c", CELLS, str(notebook), json.dumps(parameters)]
+    env = ENV | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for(process, condition, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        if process.poll() is not None:
+            raise AssertionError(process.stdout.read().decode()[-3000:])
+        time.sleep(0.002)
+    raise AssertionError("the moment to kill never came")
+
+
+def numbers(run: Path) -> pd.DataFrame:
+    table = results.read_metrics(run / "metrics.csv").drop(columns="run_id")
+    return table.sort_values(list(table.columns[:9])).reset_index(drop=True)
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path, model_dirs, data_dir):
+    whole = start(tmp_path / "whole", model_dirs["bert"], data_dir)
+    output = whole.communicate()[0].decode()
+    assert whole.returncode == 0, output[-3000:]
+    (expected,) = (tmp_path / "whole").iterdir()
+
+    run = tmp_path / "killed" / expected.name
+    frames = run / "stack" / "frames"
+
+    def saving(name):
+        return lambda: any(p.name.startswith(f".tmp-{name}-") for p in frames.glob("*"))
+
+    def measured(task):
+        path = run / "metrics.csv"
+        return lambda: path.exists() and f",{task},eval,saved," in path.read_text()
+
+    moments = [
+        lambda: (run / "run.json").exists(),
+        saving("sst2"),  # a frame half written
+        lambda: (frames / "sst2").exists(),  # whole, perhaps not yet listed
+        saving("mrpc"),
+        lambda: (frames / "mrpc").exists(),
+        measured("mrpc"),  # in the middle of the last measurements
+    ]
+    stamps = {}
+    for moment in moments:
+        process = start(tmp_path / "killed", model_dirs["bert"], data_dir)
+        wait_for(process, moment)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in frames.glob("[a-z]*/frame.json"):
+            stamp = path.stat().st_mtime_ns
+            assert stamps.setdefault(path, stamp) == stamp, f"{path} was written twice"
+    last = start(tmp_path / "killed", model_dirs["bert"], data_dir)
+    output = last.communicate()[0].decode()
+    assert last.returncode == 0, output[-3000:]
+
+    assert len(stamps) == 3
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    pd.testing.assert_frame_equal(numbers(run), numbers(expected))
+    assert (run / "matrix.csv").read_text() == (expected / "matrix.csv").read_text()
+    assert (run / "train.jsonl").read_text() == (expected / "train.jsonl").read_text()
+    for name in ("sst2", "mrpc", "qnli"):
+        file = Path("stack") / "frames" / name / "adapter_model.safetensors"
+        assert (run / file).read_bytes() == (expected / file).read_bytes()
+    assert not list(run.rglob(".tmp-*"))
+
+
+# ------------------------------------------------------------------ form
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_form(path):
+    notebook = nbformat.read(path, as_version=4)
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert notebook.cells[0].cell_type == "markdown"
+    assert all(word in notebook.cells[0].source for word in ("Question", "expect", "Run time"))
+    following = notebook.cells[notebook.cells.index(tagged[0]) + 1]
+    assert "RunConfig.from_notebook" in following.source and path.stem in following.source
+    assert not any(c.get("outputs") or c.get("execution_count") for c in notebook.cells)
