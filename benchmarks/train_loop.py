@@ -292,6 +292,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write the measurements to this CSV")
     given = vars(parser.parse_args(argv))
     tasks, out = list(dict.fromkeys(given.pop("tasks"))), given.pop("out")
+    if out and not out.parent.is_dir():
+        parser.error(f"--out: the folder {out.parent} does not exist")
     try:
         for name in tasks:
             get_task(name)

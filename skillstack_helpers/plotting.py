@@ -91,10 +91,10 @@ def beside_published(table: pd.DataFrame, columns: list[str], ax: Axes | None = 
     """Dots: one line a column of the published table, one mark a run (index who, model, seed)."""
     ax = _axes(ax, 7.5, 1.2 + 0.55 * len(columns))
     markers = iter("osD^vP*XdH<>" * 9)
-    for who, model, seed in table.index:
-        ours = who == "this run"
+    for (who, model, seed), row in table[columns].iterrows():
+        ours = who == "measured here"
         ax.plot(
-            table.loc[(who, model, seed), columns],
+            row,
             range(len(columns)),
             linestyle="none",
             marker=next(markers),

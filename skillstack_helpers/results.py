@@ -110,7 +110,8 @@ class Run:
         n: int = 0,
     ) -> float:
         """Add or replace one measured number and write metrics.csv; returns the value."""
-        row = dict(run_id=self.id, seed=self.config.seed, model=self.config.model)
+        model = " ".join(filter(None, (self.config.model, self.config.quantize)))
+        row = dict(run_id=self.id, seed=self.config.seed, model=model)
         row |= dict(preset=self.config.preset, method=self.method, router=router)
         row |= dict(trained_through=trained_through, eval_task=eval_task, split=split)
         row |= dict(metric=metric, value=float(value), unit=unit, n=int(n))
@@ -275,7 +276,8 @@ def beside_published(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
         & metrics["eval_task"].eq("")
     ]
     ours = ours.assign(
-        who="this run", value=ours["value"].where(ours["unit"].ne("fraction"), ours["value"] * 100)
+        who="measured here",
+        value=ours["value"].where(ours["unit"].ne("fraction"), ours["value"] * 100),
     )
     ours = ours.assign(seed=ours["seed"].astype(str))
     published = load_reference()
@@ -283,10 +285,12 @@ def beside_published(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
         published["section"].eq(f"{preset}_table") & published["metric"].isin(PUBLISHED_COLUMNS)
     ].assign(who="published")
     published["value"] = pd.to_numeric(published["value"])
-    rows = pd.concat([ours, published])[["who", "model", "seed", "metric", "value"]]
-    table = rows.pivot_table(
-        index=["who", "model", "seed"], columns="metric", values="value", sort=False
-    )
+    published["run_id"] = ""
+    key = ["who", "model", "seed", "run_id"]  # a run is a row: two runs are never averaged
+    rows = pd.concat([ours, published])[[*key, "metric", "value"]]
+    order = rows[key].drop_duplicates()
+    table = rows.pivot(index=key, columns="metric", values="value")
+    table = table.reindex(pd.MultiIndex.from_frame(order)).droplevel("run_id")
     table = table.reindex(columns=list(PUBLISHED_COLUMNS)).rename(columns=PUBLISHED_COLUMNS)
     table.columns.name = None
     return table
@@ -398,10 +402,16 @@ def readme_tables(preset: str) -> str:
     """The README's table for a preset as Markdown, from the committed runs."""
     runs = load_runs()
     table = beside_published(runs[runs["preset"].eq(preset)], preset).reset_index()
-    cells = table.map(lambda v: f"{v:.1f}" if isinstance(v, float) and not math.isnan(v) else v)
-    cells = cells.fillna("").astype(str)
-    rows = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
+    digits = [2 if "depth" in column else 1 for column in table]
+    cells = [list(map(_cell, row, digits)) for row in table.to_numpy()]
+    rows = [list(table.columns), ["---"] * len(table.columns), *cells]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(value, digits: int) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.{digits}f}"
+    return str(value)
 
 
 def readme(text: str) -> str:
@@ -413,12 +423,21 @@ def readme(text: str) -> str:
     return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
 
 
+def _readme_picture(path: Path) -> None:
+    from . import plotting
+
+    runs = load_runs()
+    run = runs[runs["preset"].eq("hard8") & runs["model"].eq("minilm") & runs["seed"].eq(42)]
+    if len(run):
+        plotting.task_bars(per_task(run)).figure.savefig(path, dpi=120)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m skillstack_helpers.results")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("show", help="print the result tables below a folder")
     command.add_argument("folder", type=Path)
-    commands.add_parser("readme", help="fill the README's tables from the committed runs")
+    commands.add_parser("readme", help="fill the README from the committed runs")
     arguments = parser.parse_args(argv)
     try:
         if arguments.command == "show":
@@ -426,6 +445,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             path = repo_root() / "README.md"
             write_atomic(path, readme(path.read_text(encoding="utf-8")))
+            _readme_picture(repo_root() / "docs" / "hard8.png")
     except SkillStackError as error:
         raise SystemExit(f"error: {error}") from None
 

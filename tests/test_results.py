@@ -171,7 +171,9 @@ def test_published_rows_stand_beside_ours():
     ours.loc[ours["metric"].eq("depth"), ["value", "unit"]] = [2.5, "frames"]
     table = results.beside_published(ours, "hard12")
     assert list(table) == list(PUBLISHED_COLUMNS.values())
-    assert table.loc[("this run", "minilm", "42")].tolist() == [50] * 6 + [2.5]
+    assert table.loc[("measured here", "minilm", "42")].tolist() == [50] * 6 + [2.5]
+    two = results.beside_published(pd.concat([ours, ours.assign(run_id="r2", value=0)]), "hard12")
+    assert two.loc[("measured here", "minilm", "42")]["routed overall (%)"].tolist() == [50, 0]
     published = table.loc[("published", "Llama-3.2-1B", "42")].tolist()
     assert published == [36.5, 0.0, 80.3, 79.3, 88.7, 16.8, 5.40]
     assert math.isnan(table.loc[("published", "Llama-3.2-3B", "42"), "depth (frames)"])
