@@ -426,12 +426,11 @@ class SkillStack:
         return stack
 
     def _adopt(self, frame: Frame, path: Path) -> None:
-        latest = self.frames[-1].name if self.frames else None
-        if frame.name in self or (frame.parent is not None and frame.parent not in self):
+        if frame.name in self:
+            raise SkillStackError(f"{path / 'frame.json'}: name {frame.name!r} is taken")
+        if frame.parent is not None and frame.parent not in self:
             raise SkillStackError(
                 f"{path / 'frame.json'}: parent {frame.parent!r} does not come before it"
-                if frame.name not in self
-                else f"{path / 'frame.json'}: name {frame.name!r} is taken (latest: {latest})"
             )
         _verify_files(frame)
         self.frames.append(frame)

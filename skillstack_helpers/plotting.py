@@ -91,14 +91,14 @@ def beside_published(table: pd.DataFrame, columns: list[str], ax: Axes | None = 
     """Dots: one line a column of the published table, one mark a run (index who, model, seed)."""
     ax = _axes(ax, 7.5, 1.2 + 0.55 * len(columns))
     markers = iter("osD^vP*XdH<>" * 9)
-    for (who, model, seed), row in table[columns].iterrows():
+    for k, ((who, model, seed), row) in enumerate(table[columns].iterrows()):
         ours = who == "measured here"
         ax.plot(
             row,
-            range(len(columns)),
+            [i + 0.5 * (k + 0.5) / len(table) - 0.25 for i in range(len(columns))],
             linestyle="none",
             marker=next(markers),
-            markersize=11 if ours else 7,
+            markersize=9 if ours else 6,
             color=COLORS["saved frame"] if ours else COLORS["chance"],
             label=f"{who}: {model}, seed {seed}",
             zorder=3 if ours else 2,

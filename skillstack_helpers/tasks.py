@@ -195,7 +195,7 @@ def _vader_sdist() -> Path:
     return path
 
 
-def _rated_sentences(stem: str) -> pd.DataFrame:
+def _rated_sentences(source: str) -> pd.DataFrame:
     """Sentences rated by 20 people from -4 to 4 (Hutto and Gilbert 2014): >= 1 is positive,
     <= -1 negative, the rest is left out."""
     with tarfile.open(_vader_sdist()) as sdist:
@@ -203,6 +203,7 @@ def _rated_sentences(stem: str) -> pd.DataFrame:
             "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
         )
         with tarfile.open(fileobj=inner) as archive:
+            stem = source if source == "tweets" else f"{source}Snippets"
             member = archive.extractfile(f"hutto_ICWSM_2014/{stem}_GroundTruth.txt")
             table = io.TextIOWrapper(member, encoding="utf-8", errors="replace", newline="")
             rows = [row for row in csv.reader(table, delimiter="\t", quoting=csv.QUOTE_NONE)]
@@ -214,13 +215,22 @@ def _rated_sentences(stem: str) -> pd.DataFrame:
 
 # ------------------------------------------------------------------ the tasks and the streams
 
-_GLUE = "nyu-mll/glue"
+
+def _glue(config: str, text: str, text_pair: str | None = None) -> Hub:
+    return Hub("nyu-mll/glue", config, (text,), text_pair, test="validation")  # no test labels
+
+
 _STARS = tuple(f"{n} star{'s' if n > 1 else ''}" for n in range(1, 6))
 _AGNEWS = ("World", "Sports", "Business", "Sci/Tech")
 _YAHOO = tuple(
     "Society & Culture|Science & Mathematics|Health|Education & Reference|Computers & Internet|"
     "Sports|Business & Finance|Entertainment & Music|Family & Relationships|"
     "Politics & Government".split("|")
+)
+_YAHOO_HUB = Hub(
+    "community-datasets/yahoo_answers_topics",
+    text=("question_title", "question_content", "best_answer"),
+    label="topic",
 )
 _DBPEDIA = tuple(
     "Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation Building "
@@ -236,12 +246,7 @@ _TASKS = (
         SENTIMENT,
         hub=Hub("cornell-movie-review-data/rotten_tomatoes"),
     ),
-    Task(
-        "sst2",
-        "sentiment",
-        SENTIMENT,
-        hub=Hub(_GLUE, "sst2", text=("sentence",), test="validation"),  # GLUE hides test labels
-    ),
+    Task("sst2", "sentiment", SENTIMENT, hub=_glue("sst2", "sentence")),
     Task(
         "amazon",
         "sentiment",
@@ -253,64 +258,38 @@ _TASKS = (
         "pair",
         ("entailment", "not_entailment"),
         "Question: {text}\nSentence: {text_pair}",
-        Hub(_GLUE, "qnli", text=("question",), text_pair="sentence", test="validation"),
+        hub=_glue("qnli", "question", "sentence"),
     ),
     Task(
         "mrpc",
         "pair",
         ("not_equivalent", "equivalent"),
         "Sentence 1: {text}\nSentence 2: {text_pair}",
-        Hub(_GLUE, "mrpc", text=("sentence1",), text_pair="sentence2", test="validation"),
+        hub=_glue("mrpc", "sentence1", "sentence2"),
     ),
     Task(
         "qqp",
         "pair",
         ("not_duplicate", "duplicate"),
         "Question 1: {text}\nQuestion 2: {text_pair}",
-        Hub(_GLUE, "qqp", text=("question1",), text_pair="question2", test="validation"),
+        hub=_glue("qqp", "question1", "question2"),
     ),
     Task(
         "boolq",
         "qa",
         ("false", "true"),
         "Question: {text}\nPassage: {text_pair}",
-        Hub("google/boolq", None, ("question",), "passage", label="answer", test="validation"),
+        hub=Hub("google/boolq", None, ("question",), "passage", "answer", test="validation"),
     ),
     Task("agnews", "topic", _AGNEWS, hub=Hub("fancyzhx/ag_news")),
-    Task(
-        "yahoo",
-        "topic",
-        _YAHOO,
-        hub=Hub(
-            "community-datasets/yahoo_answers_topics",
-            text=("question_title", "question_content", "best_answer"),
-            label="topic",
-        ),
-    ),
-    Task(
-        "dbpedia",
-        "topic",
-        _DBPEDIA,
-        hub=Hub("fancyzhx/dbpedia_14", text=("title", "content")),
-    ),
+    Task("yahoo", "topic", _YAHOO, hub=_YAHOO_HUB),
+    Task("dbpedia", "topic", _DBPEDIA, hub=Hub("fancyzhx/dbpedia_14", text=("title", "content"))),
     Task("yelp5", "stars", _STARS, hub=Hub("Yelp/yelp_review_full")),
     # The 5-star set of Zhang et al. 2015 has no canonical hub id; this one stands in for it there.
     Task("amazon5", "stars", _STARS, hub=Hub("SetFit/amazon_reviews_multi_en")),
-    Task(
-        "movies", "sentiment", SENTIMENT, embedded=partial(_rated_sentences, "movieReviewSnippets")
-    ),
-    Task(
-        "products",
-        "sentiment",
-        SENTIMENT,
-        embedded=partial(_rated_sentences, "amazonReviewSnippets"),
-    ),
-    Task(
-        "editorials",
-        "sentiment",
-        SENTIMENT,
-        embedded=partial(_rated_sentences, "nytEditorialSnippets"),
-    ),
+    Task("movies", "sentiment", SENTIMENT, embedded=partial(_rated_sentences, "movieReview")),
+    Task("products", "sentiment", SENTIMENT, embedded=partial(_rated_sentences, "amazonReview")),
+    Task("editorials", "sentiment", SENTIMENT, embedded=partial(_rated_sentences, "nytEditorial")),
     Task("tweets", "sentiment", SENTIMENT, embedded=partial(_rated_sentences, "tweets")),
     Task("bbc", "topic", _BBC, embedded=_bbc),
     Task(
@@ -340,15 +319,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "standard4_order2": ("dbpedia", "amazon5", "agnews", "yahoo"),
     "standard4_order3": ("yahoo", "amazon5", "agnews", "dbpedia"),
     "mini4": ("movies", "products", "bbc", "headline"),
-    "mini8": (
-        "movies",
-        "products",
-        "editorials",
-        "tweets",
-        "bbc",
-        "headline",
-        "drug_rating",
-        "drug_condition",
+    "mini8": tuple(
+        "movies products editorials tweets bbc headline drug_rating drug_condition".split()
     ),
 }
 
