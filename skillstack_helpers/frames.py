@@ -286,6 +286,11 @@ class SkillStack:
         self.backbone.write_lora(adapter.weights().lora, str(adapter.folder or adapter.name))
         weights = holder.weights().head
         classes, hidden = weights["weight"].shape
+        if hidden != self.backbone.hidden_size:
+            raise SkillStackError(
+                f"{holder.folder or holder.name}: the head reads {hidden} features, "
+                f"the backbone gives {self.backbone.hidden_size}"
+            )
         head = torch.nn.Linear(hidden, classes, bias="bias" in weights)
         head.load_state_dict(dict(weights))
         return head.to(self.backbone.device).requires_grad_(False)
@@ -338,21 +343,7 @@ class SkillStack:
         try:
             self._write_frame_files(frame, aside)
             digests = {p.name: file_sha256(p) for p in sorted(aside.iterdir())}
-            fields = {
-                "schema_version": SCHEMA,
-                "name": frame.name,
-                "task": frame.task,
-                "label_names": list(frame.label_names),
-                "parent": frame.parent,
-                "metrics": dict(frame.metrics),
-                "training": dict(frame.training),
-                "data": dict(frame.data),
-                "seconds": frame.seconds,
-                "versions": dict(frame.versions),
-                "prefix": frame.prefix,
-                "losses": list(frame.losses),
-                "sha256": digests,
-            }
+            fields = {"schema_version": SCHEMA} | _facts(frame) | {"sha256": digests}
             (aside / "frame.json").write_text(json.dumps(fields, indent=1) + "\n")
             for path in aside.iterdir():
                 sync(path)
@@ -438,12 +429,14 @@ class SkillStack:
     def verify(self) -> None:
         """Raise `SkillStackError` unless every saved file and every frame in memory is intact."""
         for frame in self.frames:
-            if frame.folder is not None:
-                _verify_files(frame)
-                if frame._weights is not None:
-                    on_disk = dataclasses.replace(frame, _weights=None)
-                    if _weights_digest(on_disk) != _weights_digest(frame):
-                        raise SkillStackError(f"frame {frame.name!r} was changed in memory")
+            if frame.folder is None:
+                continue
+            _verify_files(frame)
+            saved = _read_frame(frame.folder)
+            if _facts(saved) != _facts(frame):
+                raise SkillStackError(f"{frame.folder / 'frame.json'} was changed")
+            if frame._weights is not None and _weights_digest(saved) != _weights_digest(frame):
+                raise SkillStackError(f"frame {frame.name!r} was changed in memory")
 
 
 # ---------------------------------------------------------------------- files and digests
@@ -501,6 +494,17 @@ def _read_stack_json(folder: Path) -> dict:
 
 
 _FRAME_KEYS = tuple(f.name for f in dataclasses.fields(Frame))[:11]  # what frame.json carries
+
+
+def _facts(frame: Frame) -> dict:
+    """What frame.json says of a frame beside the hashes, in JSON's own types."""
+    facts = {key: getattr(frame, key) for key in _FRAME_KEYS}
+    plain = {Mapping: dict, tuple: list}
+    for key, value in facts.items():
+        for kind, to in plain.items():
+            if isinstance(value, kind):
+                facts[key] = to(value)
+    return facts
 
 
 def _read_frame(folder: Path) -> Frame:

@@ -322,6 +322,13 @@ def test_verify_finds_changes_on_disk_and_in_memory(folder, grown, model_dirs, s
     with pytest.raises(SkillStackError, match="'imdb' was changed in memory"):
         stack.verify()
     stack = SkillStack.from_pretrained(folder, grown.backbone)
+    stack.verify()
+    path = folder / "frames" / "imdb" / "frame.json"
+    before = path.read_text()
+    edit_json(path, lambda f: f["metrics"].update(accuracy=1.0))
+    with pytest.raises(SkillStackError, match="frame.json was changed"):
+        stack.verify()
+    path.write_text(before)
     flip(folder / "frames" / "qqp" / "head.safetensors")
     with pytest.raises(SkillStackError, match="head.safetensors was changed"):
         stack.verify()
