@@ -6,8 +6,10 @@ Ours is `SkillStack.grow` on a fresh stack: texts tokenized once, batches of sim
 to the longest of the batch. The peer is what one would otherwise write: `Trainer` over a PEFT
 model, every text padded to `max_length`. Both get the same rows, minilm, LoRA shape and targets,
 mean pooling, kind of head, epochs, batch sizes (training and evaluation), peak learning rate,
-warm-up, AdamW without weight decay, gradient clipping at 1, and no dropout. So accuracies should
-agree within noise; only the time should differ.
+warm-up, AdamW without weight decay and gradient clipping at 1. So accuracies should agree within
+noise; only the time should differ. `Trainer` trains with the model's own dropout (0.1), as it does
+unless told otherwise; ours trains without. `--no-dropout` takes it from the peer too: what is left
+is padding alone.
 
 Measured per task, the two sides in turn, in one process: from raw texts to a trained model
 (train_seconds), and from raw texts to predictions on the evaluation rows (eval_seconds; on our side
@@ -23,6 +25,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,14 +98,14 @@ class MeanPooledClassifier(torch.nn.Module):
         return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-def peer_model(backbone: Backbone, classes: int, config: RunConfig) -> MeanPooledClassifier:
+def peer_model(
+    backbone: Backbone, classes: int, config: RunConfig, dropout: bool
+) -> MeanPooledClassifier:
     """A new copy of the backbone's weights with a new LoRA and head."""
     torch.manual_seed(config.seed)
+    off = {} if dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     encoder = AutoModel.from_pretrained(
-        backbone.model.config.name_or_path,
-        dtype=getattr(torch, backbone.dtype),
-        hidden_dropout_prob=0.0,  # ours trains without dropout
-        attention_probs_dropout_prob=0.0,
+        backbone.model.config.name_or_path, dtype=getattr(torch, backbone.dtype), **off
     )
     lora = LoraConfig(
         r=config.lora_r,
@@ -154,9 +157,11 @@ def peer_arguments(rows: int, lr: float, device: str, config: RunConfig, folder:
     )
 
 
-def time_peer(backbone: Backbone, data: TaskData, config: RunConfig) -> Timing:
+def time_peer(
+    backbone: Backbone, data: TaskData, config: RunConfig, dropout: bool = True
+) -> Timing:
     """`Trainer.train`, then `Trainer.predict`, on a model built anew."""
-    model = peer_model(backbone, len(data.task.label_names), config)
+    model = peer_model(backbone, len(data.task.label_names), config, dropout)
     tokenizer = AutoTokenizer.from_pretrained(backbone.model.config.name_or_path)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -290,8 +295,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=default.epochs, help="passes over the rows")
     parser.add_argument("--seed", type=int, default=default.seed, help="rows, weights and batches")
     parser.add_argument("--out", type=Path, help="write the measurements to this CSV")
+    parser.add_argument("--no-dropout", action="store_true", help="none in the peer either")
     given = vars(parser.parse_args(argv))
     tasks, out = list(dict.fromkeys(given.pop("tasks"))), given.pop("out")
+    if given.pop("no_dropout"):
+        SIDES[PEER] = partial(time_peer, dropout=False)
     if out and not out.parent.is_dir():
         parser.error(f"--out: the folder {out.parent} does not exist")
     try:
