@@ -311,25 +311,25 @@ class SkillStack:
                 raise SkillStackError(f"{folder} holds another stack; choose an empty folder")
         try:
             (folder / "frames").mkdir(parents=True, exist_ok=True)
-            for stale in (folder / "frames").glob(".tmp-*"):  # left behind by a killed process
-                shutil.rmtree(stale)
+            for stale in folder.rglob(".tmp-*"):  # left behind by a killed process
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+            if not (folder / "stack.json").exists():
+                self._write_manifest(folder, [])  # so that a first frame can be found and adopted
             for i, frame in enumerate(self.frames):
                 self.frames[i] = self._save_frame(frame, folder / "frames" / frame.name)
-            manifest = {
-                "schema_version": SCHEMA,
-                "backbone": self.backbone.identity(),
-                "frames": [
-                    {
-                        "name": f.name,
-                        "sha256": file_sha256(folder / "frames" / f.name / "frame.json"),
-                    }
-                    for f in self.frames
-                ],
-            }
-            write_atomic(folder / "stack.json", json.dumps(manifest, indent=1) + "\n")
+            self._write_manifest(folder, self.frames)
         except OSError as error:
             raise SkillStackError(f"cannot save the stack in {folder}: {explain(error)}") from None
         return folder
+
+    def _write_manifest(self, folder: Path, frames: Sequence[Frame]) -> None:
+        path = folder / "frames"
+        listed = [
+            {"name": f.name, "sha256": file_sha256(path / f.name / "frame.json")} for f in frames
+        ]
+        backbone = self.backbone.identity()
+        manifest = {"schema_version": SCHEMA, "backbone": backbone, "frames": listed}
+        write_atomic(folder / "stack.json", json.dumps(manifest, indent=1) + "\n")
 
     def _save_frame(self, frame: Frame, folder: Path) -> Frame:
         if folder.exists():

@@ -378,11 +378,35 @@ def test_whole_frame_that_was_not_yet_listed_is_kept(folder, grown):
     assert [f.name for f in stack.frames] == ["imdb", "agnews", "qqp"]
 
 
+def test_first_frame_survives_a_kill_before_it_is_listed(
+    model_dirs, stream, config, tmp_path, monkeypatch
+):
+    stack = SkillStack(load_backbone(str(model_dirs["bert"]), device="cpu"))
+    stack.grow(stream[0], config)
+    write, calls = frames.write_atomic, []
+
+    def killed_at_the_second(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frames, "write_atomic", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            stack.save_pretrained(tmp_path / "stack")
+    found = SkillStack.from_pretrained(tmp_path / "stack", stack.backbone)
+    assert [f.name for f in found.frames] == ["imdb"]
+    found.save_pretrained(tmp_path / "stack")
+    assert "imdb" in (tmp_path / "stack" / "stack.json").read_text()
+
+
 def test_leftovers_of_a_killed_save_are_cleared(folder, grown):
     (folder / "frames" / ".tmp-next-abc").mkdir()
+    (folder / ".tmp-stack.json-abc").write_text("{")
     stack = SkillStack.from_pretrained(folder, grown.backbone)
     stack.save_pretrained(folder)
-    assert not list((folder / "frames").glob(".tmp-*"))
+    assert not list(folder.rglob(".tmp-*"))
 
 
 def test_no_pickle_anywhere(folder):

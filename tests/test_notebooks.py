@@ -175,6 +175,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path, model_dir
     assert last.returncode == 0, output[-3000:]
 
     assert len(stamps) == 3
+    listed = json.loads((run / "stack" / "stack.json").read_text())["frames"]
+    assert [entry["name"] for entry in listed] == ["sst2", "mrpc", "qnli"]
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     pd.testing.assert_frame_equal(numbers(run), numbers(expected))
     assert (run / "matrix.csv").read_text() == (expected / "matrix.csv").read_text()
