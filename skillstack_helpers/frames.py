@@ -405,7 +405,7 @@ class SkillStack:
             frame = _read_frame(path)
             if file_sha256(path / "frame.json") != entry["sha256"]:
                 raise SkillStackError(f"{path / 'frame.json'} was changed (SHA-256 differs)")
-            stack._adopt(frame, path)
+            stack._adopt(frame)
         listed = {entry["name"] for entry in manifest["frames"]}
         unlisted = [p for p in sorted((folder / "frames").glob("*")) if p.name not in listed]
         for path in unlisted:
@@ -413,16 +413,15 @@ class SkillStack:
                 frame = _read_frame(path)
                 latest = stack.frames[-1].name if stack.frames else None
                 if frame.parent == latest:
-                    stack._adopt(frame, path)
+                    stack._adopt(frame)
         return stack
 
-    def _adopt(self, frame: Frame, path: Path) -> None:
+    def _adopt(self, frame: Frame) -> None:
+        path = frame.folder / "frame.json"
         if frame.name in self:
-            raise SkillStackError(f"{path / 'frame.json'}: name {frame.name!r} is taken")
+            raise SkillStackError(f"{path}: name {frame.name!r} is taken")
         if frame.parent is not None and frame.parent not in self:
-            raise SkillStackError(
-                f"{path / 'frame.json'}: parent {frame.parent!r} does not come before it"
-            )
+            raise SkillStackError(f"{path}: parent {frame.parent!r} does not come before it")
         _verify_files(frame)
         self.frames.append(frame)
 
@@ -499,12 +498,8 @@ _FRAME_KEYS = tuple(f.name for f in dataclasses.fields(Frame))[:11]  # what fram
 def _facts(frame: Frame) -> dict:
     """What frame.json says of a frame beside the hashes, in JSON's own types."""
     facts = {key: getattr(frame, key) for key in _FRAME_KEYS}
-    plain = {Mapping: dict, tuple: list}
-    for key, value in facts.items():
-        for kind, to in plain.items():
-            if isinstance(value, kind):
-                facts[key] = to(value)
-    return facts
+    facts = {key: dict(v) if isinstance(v, Mapping) else v for key, v in facts.items()}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in facts.items()}
 
 
 def _read_frame(folder: Path) -> Frame:

@@ -85,32 +85,22 @@ def save_tiny_model(folder: Path, kind: str) -> Path:
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    size = dict(vocab_size=len(words), pad_token_id=0)
+    words_only = dict(vocab_size=len(words), pad_token_id=0)
+    size = words_only | dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
     if kind == "bert":
-        model = BertModel(
-            BertConfig(
-                **size,
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=48,
-                max_position_embeddings=64,
-            )
-        )
+        model = BertModel(BertConfig(**size))
     elif kind == "llama":
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                **size,
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                intermediate_size=48,
-                max_position_embeddings=64,
-            )
-        )
+        model = LlamaForCausalLM(LlamaConfig(**size, num_key_value_heads=1))
     else:
-        model = GPT2LMHeadModel(GPT2Config(**size, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+        model = GPT2LMHeadModel(
+            GPT2Config(**words_only, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+        )
     model.save_pretrained(folder)
     return folder
 
