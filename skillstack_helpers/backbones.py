@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from . import SkillStackError
+from . import SkillStackError, training
 from .config import did_you_mean
 from .results import file_sha256
 from .tasks import cache_dir, package_dir
@@ -29,6 +31,8 @@ EMBEDDED = {
 }
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CACHED_TEXTS = 200_000  # token cache, about 100 MB at 160 tokens a text
+_EMBEDDED_LAYERS = 7  # hidden states that `embed` pools, evenly spaced; all of a 6-layer model
+_CACHED_EMBEDDINGS = 1 << 30  # bytes of pooled hidden states kept (float16)
 
 
 @dataclass(eq=False)
@@ -51,6 +55,10 @@ class Backbone:
     _lora: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _shape: tuple | None = field(default=None, repr=False)
     _tokens: dict = field(default_factory=dict, repr=False)
+    _embedded: dict = field(default_factory=dict, repr=False)
+
+    def __deepcopy__(self, memo) -> Backbone:
+        return self  # shared: scikit-learn's `clone` copies a router, never the model below it
 
     @property
     def hidden_size(self) -> int:
@@ -104,7 +112,51 @@ class Backbone:
         last = attention_mask.sum(1) - 1  # (batch,)
         return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
 
+    def embed(
+        self, texts: Sequence[str], max_length: int = 160, progress: Callable = tqdm
+    ) -> np.ndarray:
+        """Mean-pooled hidden states of the frozen model, float32 (n, layers, hidden).
+
+        The adapter in the slot is switched off. Layers are evenly spaced from the token embeddings
+        (first) to the output (last), seven at most. A text embedded before is not embedded again;
+        what is kept, and returned, has float16 precision.
+        """
+        new = [t for t in dict.fromkeys(texts) if (t, max_length) not in self._embedded]
+        held = sum(row.nbytes for row in itertools.islice(self._embedded.values(), 1))
+        if held * (len(self._embedded) + len(new)) > _CACHED_EMBEDDINGS:
+            self._embedded.clear()
+            new = list(dict.fromkeys(texts))
+        if new:
+            for text, row in zip(new, self._pooled(new, max_length, progress), strict=True):
+                self._embedded[text, max_length] = row
+        rows = [self._embedded[text, max_length] for text in texts]
+        return np.array(rows, dtype=np.float32).reshape(len(rows), -1, self.hidden_size)
+
+    @torch.inference_mode()
+    def _pooled(self, texts: list[str], max_length: int, progress: Callable) -> np.ndarray:
+        ids = self.encode(texts, max_length)
+        out = None
+        with self.without_adapter():
+            batches = list(training.eval_batches([len(row) for row in ids]))
+            for batch in progress(batches, desc="embed", leave=False, unit="batch"):
+                padded, mask = training.pad([ids[i] for i in batch], self.pad_id, self.device)
+                states = self.model(
+                    input_ids=padded, attention_mask=mask, output_hidden_states=True
+                ).hidden_states
+                layers = np.unique(np.linspace(0, len(states) - 1, _EMBEDDED_LAYERS).round())
+                weight = mask.unsqueeze(-1).float()  # (batch, length, 1)
+                pooled = [(states[int(i)].float() * weight).sum(1) / weight.sum(1) for i in layers]
+                if out is None:
+                    out = np.empty((len(ids), len(layers), self.hidden_size), dtype=np.float16)
+                out[batch] = torch.stack(pooled, 1).cpu().numpy()
+        return out
+
     # -------------------------------------------------------------- the LoRA slot
+
+    def without_adapter(self) -> contextlib.AbstractContextManager:
+        """A context in which the model is the frozen backbone alone, whatever the slot holds."""
+        disable = getattr(self.model, "disable_adapter", contextlib.nullcontext)
+        return disable()
 
     def attach(self, r: int, alpha: int) -> None:
         """Give the backbone one LoRA slot of that shape on all linear layers (BERT's unused

@@ -6,13 +6,15 @@ Texts come in as token ids, made once. Batches hold texts of similar length, so 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .backbones import Backbone
+if TYPE_CHECKING:
+    from .backbones import Backbone
 
 EVAL_BATCH = 64  # fixed: logits are bit-equal only where the batches are the same
 WARMUP = 0.1  # share of the steps in which the learning rate rises from 0
