@@ -92,7 +92,9 @@ class Backbone:
             self._tokens.clear()
             new = list(dict.fromkeys(texts))
         if new:
-            ids = self.tokenizer(new, truncation=True, max_length=max_length)["input_ids"]
+            # Tokenizers read UTF-8, which has no lone surrogates; half an emoji becomes "?".
+            clean = [text.encode("utf-8", "replace").decode() for text in new]
+            ids = self.tokenizer(clean, truncation=True, max_length=max_length)["input_ids"]
             for text, row in zip(new, ids, strict=True):
                 # Llama-like tokenizers turn "" into nothing; a model needs at least one token.
                 self._tokens[text, max_length] = np.array(row or [self.pad_id], dtype=np.int32)
@@ -121,6 +123,7 @@ class Backbone:
         (first) to the output (last), seven at most. A text embedded before is not embedded again;
         what is kept, and returned, has float16 precision.
         """
+        max_length = min(max_length, getattr(self.model.config, "max_position_embeddings", 1 << 20))
         new = [t for t in dict.fromkeys(texts) if (t, max_length) not in self._embedded]
         held = sum(row.nbytes for row in itertools.islice(self._embedded.values(), 1))
         if held * (len(self._embedded) + len(new)) > _CACHED_EMBEDDINGS:
@@ -150,6 +153,11 @@ class Backbone:
                     out = np.empty((len(ids), len(layers), self.hidden_size), dtype=np.float16)
                 out[batch] = torch.stack(pooled, 1).cpu().numpy()
         return out
+
+    def forget(self) -> None:
+        """Empty the caches of tokens and embeddings, for honest timings."""
+        self._tokens.clear()
+        self._embedded.clear()
 
     # -------------------------------------------------------------- the LoRA slot
 

@@ -108,6 +108,9 @@ class SkillStack:
         self.backbone = backbone
         self.frames: list[Frame] = []
 
+    def __deepcopy__(self, memo) -> SkillStack:
+        return self  # frames are immutable; scikit-learn's `clone` copies a router, not its stack
+
     def __len__(self) -> int:
         return len(self.frames)
 

@@ -66,22 +66,39 @@ def forward_transfer(acc: ArrayLike, untrained: ArrayLike) -> float:
     return float((acc.diagonal(1) - untrained[1:]).mean())
 
 
-def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    """ECE: bin-weighted |accuracy - confidence| over equal-width bins (Guo et al. 2017, eq. 3).
+def reliability_curve(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> np.ndarray:
+    """Mean confidence, accuracy and count of each equal-width confidence bin, (bins, 3).
 
-    probabilities: (n, classes), rows summing to 1; labels: ids (n,). In [0, 1]; NaN for n = 0.
+    probabilities: (n, classes), rows summing to 1; labels: ids (n,). Bins are (a, b]; an empty one
+    has NaN, NaN, 0.
     """
     probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
     if probabilities.ndim != 2 or len(probabilities) != len(labels):
         raise SkillStackError(
             f"probabilities {probabilities.shape} do not fit labels {labels.shape}"
         )
-    if not len(labels):
+    curve = np.full((bins, 3), np.nan)
+    curve[:, 2] = 0
+    if len(labels):
+        confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+        which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+        curve[:, 2] = np.bincount(which, minlength=bins)
+        for column, values in enumerate((confidence, correct)):
+            sums = np.bincount(which, weights=values, minlength=bins)
+            np.divide(sums, curve[:, 2], out=curve[:, column], where=curve[:, 2] > 0)
+    return curve
+
+
+def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+    """ECE: bin-weighted |accuracy - confidence| over equal-width bins (Guo et al. 2017, eq. 3).
+
+    Arguments as for `reliability_curve`. In [0, 1]; NaN for n = 0.
+    """
+    curve = reliability_curve(probabilities, labels, bins)
+    curve = curve[curve[:, 2] > 0]
+    if not len(curve):
         return float("nan")
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are (a, b]
-    gaps = np.bincount(which, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return float(np.average(np.abs(curve[:, 1] - curve[:, 0]), weights=curve[:, 2]))
 
 
 def bootstrap_interval(

@@ -15,6 +15,9 @@ COLORS = {
 }
 
 
+MARKERS = "osD^vP*XdH<>" * 9
+
+
 def _axes(ax: Axes | None, width: float, height: float) -> Axes:
     return ax if ax is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
 
@@ -58,7 +61,9 @@ def _annotate(ax, table, form, dark_below, shade=None) -> None:
     ax.set_yticks(range(table.shape[0]), table.index)
 
 
-def task_bars(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def task_bars(
+    table: pd.DataFrame, ax: Axes | None = None, xlabel: str = "task, in the order of the stream"
+) -> Axes:
     """Grouped bars: index tasks, one column a method, fractions; a ``chance`` column is drawn as
     a mark on each group."""
     bars = table.drop(columns="chance", errors="ignore")
@@ -80,7 +85,7 @@ def task_bars(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
     ax.set_ylim(0, 100)
     ax.set_ylabel("accuracy (%)")
-    ax.set_xlabel("task, in the order of the stream")
+    ax.set_xlabel(xlabel)
     ax.legend(
         loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=bars.shape[1] + 1, frameon=False
     )
@@ -90,7 +95,7 @@ def task_bars(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def beside_published(table: pd.DataFrame, columns: list[str], ax: Axes | None = None) -> Axes:
     """Dots: one line a column of the published table, one mark a run (index who, model, seed)."""
     ax = _axes(ax, 7.5, 1.2 + 0.55 * len(columns))
-    markers = iter("osD^vP*XdH<>" * 9)
+    markers = iter(MARKERS)
     for k, ((who, model, seed), row) in enumerate(table[columns].iterrows()):
         ours = who == "measured here"
         ax.plot(
@@ -109,4 +114,61 @@ def beside_published(table: pd.DataFrame, columns: list[str], ax: Axes | None = 
     ax.grid(axis="x", alpha=0.3)
     ax.set_xlabel("percent, or percentage points")
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    return ax
+
+
+def grid(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """Heat map of a table of fractions, in percent: rows methods, columns conditions."""
+    ax = _axes(ax, 3.4 + 1.05 * table.shape[1], 1.5 + 0.36 * len(table))
+    image = ax.imshow(100 * table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    _annotate(ax, 100 * table, "{:.1f}", dark_below=60)
+    ax.set_title(title)
+    ax.figure.colorbar(image, ax=ax, label="%")
+    return ax
+
+
+def reliability(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Reliability curves: columns router, confidence, accuracy (fractions), one row a bin."""
+    ax = _axes(ax, 6.4, 4.6)
+    ax.plot([0, 100], [0, 100], color="black", linestyle="dotted", label="perfectly calibrated")
+    for marker, (router, rows) in zip(MARKERS, table.groupby("router", sort=False), strict=False):
+        rows = rows.dropna()
+        ax.plot(100 * rows["confidence"], 100 * rows["accuracy"], marker=marker, label=router)
+    ax.set_xlabel("confidence of the router (%)")
+    ax.set_ylabel("right frame (%)")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    return ax
+
+
+def curves(
+    table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, ax: Axes | None = None, **scale
+) -> Axes:
+    """One line a router: columns router, `x` and `y`; scale: ``xscale``, ``yscale`` of the axes."""
+    ax = _axes(ax, 7.4, 4.2)
+    for marker, (router, rows) in zip(MARKERS, table.groupby("router", sort=False), strict=False):
+        ax.plot(rows[x], rows[y], marker=marker, label=router)
+    ax.set(xlabel=xlabel, ylabel=ylabel, **scale)
+    if scale.get("xscale") == "log":
+        ticks = sorted(table[x].unique())
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    return ax
+
+
+def confusion_cost(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Stacked bars of the most frequent confusions: columns pair, right, wrong (counts)."""
+    ax = _axes(ax, 7.4, 1.3 + 0.3 * len(table))
+    ax.barh(table["pair"], table["wrong"], color="#D55E00", label="the answer was lost")
+    ax.barh(
+        table["pair"],
+        table["right"],
+        left=table["wrong"],
+        color="#009E73",
+        label="answered rightly all the same",
+    )
+    ax.invert_yaxis()
+    ax.set_xlabel("texts sent to another frame (count)")
+    ax.legend(frameon=False, loc="lower right")
     return ax

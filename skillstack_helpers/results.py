@@ -27,6 +27,7 @@ import pandas as pd
 
 from . import SkillStackError
 from .config import RunConfig
+from .metrics import bootstrap_interval
 
 COLUMNS = (
     "run_id",
@@ -245,6 +246,40 @@ def load_runs(folder: str | Path = "results/runs") -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
+def find_stack(config: RunConfig) -> Path | None:
+    """A finished run's stack, trained with the same parameters, or None.
+
+    What comes after training (the router, its rows, the evaluation rows) may differ, so that
+    notebook 03 reads the frames that notebook 02 trained.
+    """
+    later = {"notebook", "router", "threshold", "n_router", "n_eval"}
+
+    def trained(identity: dict) -> dict:
+        return {key: value for key, value in identity.items() if key not in later}
+
+    for path in sorted((repo_root() / config.output_dir).glob("*/stack/stack.json")):
+        facts = read_facts(path.parent.parent)
+        same = trained(facts.get("config", {})) == trained(config.identity())
+        if facts["status"] == "finished" and same:
+            return path.parent
+    return None
+
+
+def over_seeds(metrics: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean, 95 % bootstrap interval and number of seeds of `value` for each group.
+
+    metrics: rows as in metrics.csv; by: the columns that make a group. Columns: mean, low, high,
+    seeds; one seed has no interval (NaN).
+    """
+    rows = {}
+    for key, group in metrics.groupby(list(by), sort=False):
+        values = group.groupby("seed")["value"].mean().to_numpy()
+        low, high = bootstrap_interval(values)
+        rows[key] = {"mean": values.mean(), "low": low, "high": high, "seeds": len(values)}
+    index = pd.MultiIndex.from_tuples(rows, names=list(by)) if rows else None
+    return pd.DataFrame(list(rows.values()), index, ["mean", "low", "high", "seeds"])
+
+
 def load_reference() -> pd.DataFrame:
     """Every published number, with source and the words it was published under."""
     files = sorted((repo_root() / "results" / "reference").glob("*.csv"))
@@ -273,6 +308,7 @@ def beside_published(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
     ours = metrics[
         metrics["metric"].isin(PUBLISHED_COLUMNS)
         & metrics["preset"].eq(preset)
+        & metrics["method"].eq("stack")
         & metrics["eval_task"].eq("")
     ]
     ours = ours.assign(
@@ -294,6 +330,131 @@ def beside_published(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
     table = table.reindex(columns=list(PUBLISHED_COLUMNS)).rename(columns=PUBLISHED_COLUMNS)
     table.columns.name = None
     return table
+
+
+# The probes of notebook 07: who, condition, metric; and where the published number stands.
+_DOMAIN, _KEYWORDS = "not_proven_domain", "not_proven_keywords"
+_PROBES = (
+    ("hybrid_chain", "normal", "router_accuracy", (_DOMAIN, "hybrid_chain", "router_accuracy")),
+    (
+        "hybrid_chain",
+        "rewritten",
+        "router_accuracy",
+        (_DOMAIN, "hybrid_chain", "router_accuracy_confused"),
+    ),
+    ("hybrid_chain", "rewritten, held out", "router_accuracy", None),
+    (
+        "hybrid_chain",
+        "keywords",
+        "router_accuracy",
+        (_KEYWORDS, "original", "router_accuracy_confused"),
+    ),
+    ("hybrid_chain", "keywords", "trap_rate", None),
+    ("hybrid_chain", "keywords, held out", "router_accuracy", None),
+    (
+        "format augmented",
+        "normal",
+        "router_accuracy",
+        (_DOMAIN, "format_augmented", "router_accuracy"),
+    ),
+    (
+        "format augmented",
+        "rewritten",
+        "router_accuracy",
+        (_DOMAIN, "format_augmented", "router_accuracy_confused"),
+    ),
+    (
+        "format augmented",
+        "rewritten, held out",
+        "router_accuracy",
+        (_DOMAIN, "format_augmented", "router_accuracy_heldout"),
+    ),
+    ("keyword augmented", "normal", "router_accuracy", None),
+    (
+        "keyword augmented",
+        "keywords",
+        "router_accuracy",
+        (_KEYWORDS, "keyword_augmented", "router_accuracy_confused"),
+    ),
+    (
+        "keyword augmented",
+        "keywords",
+        "trap_rate",
+        (_KEYWORDS, "keyword_augmented", "keyword_trap_rate"),
+    ),
+    (
+        "keyword augmented",
+        "keywords, held out",
+        "router_accuracy",
+        (_KEYWORDS, "keyword_augmented", "router_accuracy_heldout"),
+    ),
+    ("scaffold_blind", "normal", "router_accuracy", None),
+    ("scaffold_blind", "rewritten", "router_accuracy", None),
+    ("scaffold_blind", "rewritten, held out", "router_accuracy", None),
+    ("scaffold_blind", "keywords", "router_accuracy", None),
+    ("scaffold_blind", "keywords", "trap_rate", None),
+    ("scaffold_blind", "keywords, held out", "router_accuracy", None),
+)
+
+
+def probe_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The published probes of the router beside ours, in percent.
+
+    metrics: rows of finished runs of notebook 07 on one preset and model, any number of seeds.
+    Columns: published, then mean, low and high of a 95 % bootstrap interval, and seeds.
+    """
+    published = load_reference().set_index(["section", "router", "metric"])["value"]
+    rows = {}
+    for router, condition, metric, source in _PROBES:
+        ours = metrics[
+            metrics["router"].eq(router)
+            & metrics["split"].eq(f"as streamed: {condition}")
+            & metrics["metric"].eq(metric)
+        ]
+        if len(ours):
+            what = "trap rate" if metric == "trap_rate" else "right frame"
+            there = float(published[source]) if source else math.nan
+            (measured,) = over_seeds(ours, ["router"]).to_dict("records")
+            seeds = measured.pop("seeds")
+            values = {key: 100 * value for key, value in measured.items()}
+            rows[router, condition, what] = {"published": there, **values, "seeds": seeds}
+    table = pd.DataFrame(rows.values(), columns=["published", "mean", "low", "high", "seeds"])
+    names = ["router", "inputs", "measure"]
+    table.index = pd.MultiIndex.from_tuples(rows, names=names) if rows else None
+    return table.round(1)
+
+
+def router_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """All routers of notebook 03, in percent: mean over seeds with a 95 % bootstrap interval.
+
+    metrics: rows of finished runs of notebook 03 on one preset and model. `against hybrid_svm` is
+    paired: the same seeds, their differences.
+    """
+    headings = {
+        "router_accuracy": "right frame, all texts",
+        "router_accuracy_macro": "right frame, mean over tasks",
+        "routed": "right answer",
+        "ece": "ECE",
+    }
+    metrics = metrics[metrics["eval_task"].eq("") & metrics["router"].ne("")]
+    cells = {}
+    for (metric, router), row in over_seeds(
+        metrics[metrics["metric"].isin(headings)], ["metric", "router"]
+    ).iterrows():
+        cells[router, headings[metric]] = _interval(*(100 * row[["mean", "low", "high"]]))
+    found = metrics[metrics["metric"].eq("router_accuracy")]
+    found = found.pivot_table(index="seed", columns="router", values="value")
+    for router in found:
+        gain = 100 * (found[router] - found["hybrid_svm"])
+        cells[router, "against hybrid_svm"] = _interval(gain.mean(), *bootstrap_interval(gain))
+    table = pd.Series(cells).unstack()
+    table = table.reindex(columns=[*headings.values(), "against hybrid_svm"])
+    table.index.name = "router"
+    return table.loc[found.mean().sort_values(ascending=False).index].fillna("")
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    return f"{mean:.1f}" if math.isnan(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
 # ---------------------------------------------------------------------- the machine and files
@@ -398,10 +559,20 @@ def show(folder: Path) -> str:
     return "\n".join(lines) if lines else f"no finished run below {folder}"
 
 
-def readme_tables(preset: str) -> str:
-    """The README's table for a preset as Markdown, from the committed runs."""
+def readme_tables(name: str) -> str:
+    """A table of the README as Markdown, from the committed runs: a preset's published columns,
+    ``routers_<preset>`` or ``probe_<preset>``."""
     runs = load_runs()
-    table = beside_published(runs[runs["preset"].eq(preset)], preset).reset_index()
+    kind, _, preset = name.partition("_")
+    if kind == "routers":
+        here = runs["preset"].eq(preset) & runs["method"].eq("routers")
+        table = router_table(runs[here])
+    elif kind == "probe":
+        table = probe_table(runs[runs["preset"].eq(preset) & runs["method"].eq("probe")])
+        table["seeds"] = table["seeds"].astype(str)
+    else:
+        table = beside_published(runs[runs["preset"].eq(name)], name)
+    table = table.reset_index()
     digits = [2 if "depth" in column else 1 for column in table]
     cells = [list(map(_cell, row, digits)) for row in table.to_numpy()]
     rows = [list(table.columns), ["---"] * len(table.columns), *cells]
@@ -428,6 +599,7 @@ def _readme_picture(path: Path) -> None:
 
     runs = load_runs()
     run = runs[runs["preset"].eq("hard8") & runs["model"].eq("minilm") & runs["seed"].eq(42)]
+    run = run[run["method"].eq("stack")]
     if len(run):
         plotting.task_bars(per_task(run)).figure.savefig(path, dpi=120)
 

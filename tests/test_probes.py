@@ -1,0 +1,87 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skillstack_helpers import SkillStackError, probes
+from skillstack_helpers.tasks import TASKS
+
+WORDS = st.text(alphabet="ab .?!{}\n", min_size=1, max_size=40)
+
+
+@pytest.mark.parametrize("family", probes.FAMILIES)
+def test_templates_have_their_places_exactly_once(family):
+    for name, templates in probes.FORMATS[family].items():
+        pair = "{text_pair}" in TASKS[name].template
+        for template in templates:
+            assert template.count("{text}") == 1
+            assert template.count("{text_pair}") == pair
+            assert template.count("{") == 1 + pair
+    for template in probes.KEYWORD_TEMPLATES[family]:
+        assert template.count("{text}") == template.count("{keywords}") == 1
+    assert set(probes.FORMATS[family]) == set(probes.KEYWORDS[family]) == set(TASKS)
+
+
+def test_held_out_is_held_out():
+    for table in (probes.FORMATS, probes.KEYWORD_TEMPLATES):
+        train, held_out = (
+            {t for v in values.values() for t in v} if isinstance(values, dict) else set(values)
+            for values in (table["train"], table["held_out"])
+        )
+        assert not train & held_out
+    for name, words in probes.KEYWORDS["train"].items():
+        ours, others = words.split(", "), probes.KEYWORDS["held_out"][name].split(", ")
+        assert len(set(ours)) == len(set(others)) == 12 and not set(ours) & set(others)
+
+
+def test_halves_by_hand():
+    assert probes.halves("One two. Three four five.") == ("One two.", "Three four five.")
+    assert probes.halves("aa bb cc dd") == ("aa bb", "cc dd")
+    assert probes.halves("word") == ("word", "")
+
+
+@given(WORDS, WORDS)
+def test_nothing_of_the_content_is_lost(text, pair):
+    def letters(value):
+        return re.sub(r"\s", "", value)
+
+    single = probes.dress(text, pair, "<{text}>")
+    assert letters(single) == letters(f"<{text}{pair}>")
+    both = probes.dress(text, pair, "{text_pair}|{text}")
+    assert letters(both) == letters(f"{pair}|{text}")
+    cut = probes.dress(text, "", "{text}|{text_pair}")
+    assert letters(cut).replace("|", "") == letters(text)
+
+
+def test_each_text_wears_another_tasks_format(stream):
+    table = probes.rewritten(stream, "eval", "train", seed=1)
+    assert len(table) == sum(len(data.eval) for data in stream)
+    assert (table["task"] != table["wears"]).all()
+    assert set(table["wears"]) == {data.name for data in stream}
+    assert table.equals(probes.rewritten(stream, "eval", "train", seed=1))
+    assert not table.equals(probes.rewritten(stream, "eval", "train", seed=2))
+    own = probes.formatted(stream, "eval", "train", seed=1)
+    assert (own["task"] == own["wears"]).all()
+    pair = own[own["task"] == "qqp"]["text"]
+    assert pair.str.match(r"Question 1: .*\n?Question 2: ").all()
+
+
+def test_keywords_are_another_tasks(stream):
+    table = probes.with_keywords(stream, "eval", "held_out", seed=1)
+    assert (table["task"] != table["trap"]).all()
+    plain = [text for data in stream for text in data.texts("eval")]
+    for text, attacked, trap in zip(plain, table["text"], table["trap"], strict=True):
+        assert text in attacked
+        added = attacked.replace(text, "")
+        words = [w for w in probes.KEYWORDS["held_out"][trap].split(", ") if w in added]
+        assert len(words) >= 5
+
+
+def test_bad_input(stream):
+    with pytest.raises(SkillStackError, match="unknown family 'test'"):
+        probes.rewritten(stream, "eval", "test", seed=1)
+    with pytest.raises(SkillStackError, match="two tasks"):
+        probes.rewritten(stream[:1], "eval", "train", seed=1)
+    with pytest.raises(SkillStackError, match="two tasks"):
+        probes.with_keywords(stream[:1], "eval", "train", seed=1)
