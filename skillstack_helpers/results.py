@@ -420,7 +420,7 @@ def probe_table(metrics: pd.DataFrame) -> pd.DataFrame:
             rows[router, condition, what] = {"published": there, **values, "seeds": seeds}
     table = pd.DataFrame(rows.values(), columns=["published", "mean", "low", "high", "seeds"])
     names = ["router", "inputs", "measure"]
-    table.index = pd.MultiIndex.from_tuples(rows, names=names) if rows else None
+    table.index = pd.MultiIndex.from_tuples(list(rows) or [("", "", "")][:0], names=names)
     return table.round(1)
 
 

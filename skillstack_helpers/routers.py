@@ -28,7 +28,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.model_selection import cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.svm import LinearSVC
 from sklearn.utils.validation import check_is_fitted
@@ -242,6 +242,10 @@ class HybridSVMRouter(_Router):
         ]
 
     def _fit(self, texts, names):
+        self._learn(texts, names, np.arange(len(texts)))
+
+    def _learn(self, texts: list[str], names: list[str], source: np.ndarray) -> None:
+        """Fit features, SVM and temperature; rows of one `source` share a calibration fold."""
         self.vectorizers_ = []
         self.coef_, self.intercept_ = np.zeros((1, 0)), np.ones(1)
         if len(self.frames_) == 1:  # an SVM needs two classes; one frame needs no SVM
@@ -249,17 +253,22 @@ class HybridSVMRouter(_Router):
         features = self._fit_features(texts)
         svm = LinearSVC(C=self.C, random_state=0)
         if min(Counter(names).values()) >= CALIBRATION_FOLDS:
+            folds = StratifiedGroupKFold(CALIBRATION_FOLDS)
             held_out = cross_val_predict(
-                svm, features, names, cv=CALIBRATION_FOLDS, method="decision_function"
+                svm, features, names, groups=source, cv=folds, method="decision_function"
             )
             self._calibrate(self._in_stack_order(held_out, np.unique(names)), names)
         svm.fit(features, names)
-        # Rows of the weights in stack order; of two frames the SVM keeps one distance.
-        both = self._in_stack_order(np.vstack([svm.coef_.T, svm.intercept_]), svm.classes_)
-        self.coef_, self.intercept_ = np.ascontiguousarray(both[:-1].T), both[-1]
+        self.coef_, self.intercept_ = self._weights(svm)
+
+    def _weights(self, linear) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (frames, features) and intercepts (frames,) of a linear classifier."""
+        both = np.vstack([np.atleast_2d(linear.coef_).T, np.ravel(linear.intercept_)])
+        both = self._in_stack_order(both, linear.classes_)
+        return np.ascontiguousarray(both[:-1].T), both[-1]
 
     def _in_stack_order(self, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        if scores.ndim == 1 or scores.shape[1] == 1:
+        if scores.ndim == 1 or scores.shape[1] == 1:  # two frames: one signed distance
             scores = np.column_stack([-scores.ravel(), scores.ravel()])
         column = {name: i for i, name in enumerate(classes)}
         return scores[:, [column[name] for name in self.frames_]]
@@ -334,20 +343,22 @@ class HybridEmbedRouter(HybridSVMRouter):
 
 
 class ScaffoldBlindRouter(HybridEmbedRouter):
-    """`HybridEmbedRouter` on what is left of a text when its scaffold is taken away.
+    """`HybridEmbedRouter` made to look past a text's scaffold.
 
     A scaffold is what surrounds the content: a task's format, an instruction, a list of keywords.
-    Two steps remove it, in training and in use:
+    Three means, all learned from the routing texts alone, never from a rewritten text:
 
     1. *Learned format.* Word sequences that begin or end a line in at least `nearly_every` of some
        frame's texts (``Question 1:``) are cut from the ends of every line.
     2. *Foreign pieces.* A text is split into lines, sentences and brackets; each piece is compared
        with the rest of its text (cosines of the pooled hidden states at every depth, agreement of
-       a linear classifier's opinions, lengths, position). A logistic regression says whether the
-       piece belongs. It has learned that from the routing texts alone, with 2 to 10 words out of
-       another frame's text put before or behind (`foreign`), never from a rewritten text. Pieces
-       more likely foreign than `tolerance` are dropped, the most foreign first, as long as 40 % of
-       the words stay.
+       a linear classifier's opinions, lengths, position). A logistic regression that has seen 2 to
+       10 words out of another frame's text put before or behind says whether the piece belongs.
+       Pieces more likely foreign than `tolerance` are dropped, the most foreign first, as long as
+       40 % of the words stay.
+    3. *Noise.* The SVM learns from each text twice, once with such foreign words at one end.
+
+    A text's score is the mean over its readings: without the format, and without foreign pieces.
     """
 
     def __init__(
@@ -365,18 +376,31 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
         self.seed = seed
 
     def _fit(self, texts, names):
+        rng = np.random.default_rng(self.seed)
         self.formats_ = learn_formats(texts, names, self.nearly_every)
         texts = [cut_formats(text, self.formats_) for text in texts]
+        noisy = []
         if len(self.frames_) > 1:
-            self._fit_detector(texts, names)
-        # The content is learned from whole texts: what the detector wrongly drops is lost to it.
-        super()._fit(texts, names)
+            self._fit_detector(texts, names, rng)
+            for i, text in enumerate(texts):
+                ends = [" ".join(_foreign(i, texts, names, rng)), text]
+                noisy.append("\n".join(ends if rng.random() < 0.5 else ends[::-1]))
+        source = np.arange(len(texts))
+        source = np.concatenate([source, source[: len(noisy)]])
+        self._learn([*texts, *noisy], [*names, *names[: len(noisy)]], source)
 
     def _scores(self, texts):
-        return super()._scores(self.content(texts))
+        cut = [cut_formats(text, self.formats_) for text in texts]
+        scores = super()._scores(cut)
+        content = self.content(texts)
+        changed = np.array([a != b for a, b in zip(cut, content, strict=True)])
+        if changed.any():
+            again = super()._scores([content[i] for i in np.flatnonzero(changed)])
+            scores[changed] = (scores[changed] + again) / 2
+        return scores
 
     def content(self, texts: Sequence[str]) -> list[str]:
-        """The texts without their scaffold: what the router reads."""
+        """The texts without format and foreign pieces."""
         check_is_fitted(self)
         texts = [cut_formats(text, self.formats_) for text in _checked(texts)]
         if len(self.frames_) == 1 or not texts:
@@ -399,41 +423,27 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
             for text, row, keep in zip(texts, pieces, kept, strict=True)
         ]
 
-    def _fit_detector(self, texts: list[str], names: list[str]) -> None:
-        rng = np.random.default_rng(self.seed)
+    def _fit_detector(self, texts: list[str], names: list[str], rng) -> None:
         pieces = [split_pieces(text) for text in texts]
         states, sizes = self._embed_pieces(pieces)
         whole = _depths(np.stack([_mean(states[row], sizes[row]) for row in _rows(pieces)]))
         self.piece_mean_, self.piece_spread_ = whole.mean(0), whole.std(0) + 1e-6
         opinion = RidgeClassifier(alpha=0.3).fit(self._standard(whole), names)
-        both = self._in_stack_order(
-            np.vstack([opinion.coef_.T, opinion.intercept_]), opinion.classes_
-        )
-        self.opinion_coef_, self.opinion_intercept_ = both[:-1], both[-1]
-        before = [[*self._foreign(i, texts, names, rng), *row] for i, row in enumerate(pieces)]
-        behind = [[*row, *self._foreign(i, texts, names, rng)] for i, row in enumerate(pieces)]
-        features, where = self._compare([*pieces, *before, *behind])
-        n = len(pieces)
-        lengths = np.array([len(row) for row in pieces])
-        i, j = where.T
-        is_foreign = ((i >= n) & (i < 2 * n) & (j == 0)) | ((i >= 2 * n) & (j == lengths[i % n]))
+        self.opinion_coef_, self.opinion_intercept_ = self._weights(opinion)
+        mixed, is_foreign = [*pieces], [[False] * len(row) for row in pieces]
+        for i, row in enumerate(pieces):
+            for behind in (False, True):
+                alien = _foreign(i, texts, names, rng)
+                mixed.append([*row, *alien] if behind else [*alien, *row])
+                told = [True] * len(alien) + [False] * len(row)
+                is_foreign.append(told[::-1] if behind else told)
+        features, where = self._compare(mixed)
+        is_foreign = np.array([is_foreign[i][j] for i, j in where])
         mean, spread = features.mean(0), features.std(0) + 1e-6
         fitted = LogisticRegression(max_iter=500, class_weight="balanced")
         fitted.fit((features - mean) / spread, is_foreign)
         self.detector_coef_ = fitted.coef_[0] / spread
         self.detector_intercept_ = fitted.intercept_[0] - mean @ self.detector_coef_
-
-    @staticmethod
-    def _foreign(i: int, texts: list[str], names: list[str], rng) -> list[str]:
-        """2 to 10 consecutive words of a random text of another frame."""
-        while True:
-            j = int(rng.integers(len(texts)))
-            if names[j] != names[i] and texts[j].split():
-                break
-        words = texts[j].split()
-        size = int(rng.integers(2, 11))
-        start = int(rng.integers(0, max(1, len(words) - size + 1)))
-        return [" ".join(words[start : start + size])]
 
     def _embed_pieces(self, pieces: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
         flat = [piece for row in pieces for piece in row]
@@ -445,12 +455,21 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
         return (states - self.piece_mean_) / self.piece_spread_ / states.shape[1] ** 0.5
 
     def _opinions(self, states: np.ndarray) -> np.ndarray:
-        scores = self._standard(_depths(states)) @ self.opinion_coef_ + self.opinion_intercept_
+        scores = self._standard(_depths(states)) @ self.opinion_coef_.T + self.opinion_intercept_
         return softmax(8 * scores, axis=1)  # ridge scores lie in about [-1, 1]
 
     def _compare(self, pieces: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Each piece of a text of several against the rest of it: features (m, layers + 11), and
         (text, piece) of each row (m, 2)."""
+        self._embed_pieces(pieces)  # all at once: few, full batches
+        features, where = [], []
+        for start in range(0, len(pieces), 1000):  # bounded memory
+            some, place = self._compare_some(pieces[start : start + 1000])
+            features.append(some)
+            where.append(np.add(place, [start, 0]))
+        return np.concatenate(features), np.concatenate(where)
+
+    def _compare_some(self, pieces):
         flat, sizes = self._embed_pieces(pieces)
         where, rest, rest_size = [], [], []
         for i, row in enumerate(_rows(pieces)):
@@ -489,6 +508,20 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
             ]
         )
         return features, where[:, :2]
+
+
+def _foreign(i: int, texts: list[str], names: list[str], rng) -> list[str]:
+    """2 to 10 consecutive words of a random text of another frame, as one piece or two."""
+    while True:
+        j = int(rng.integers(len(texts)))
+        if names[j] != names[i]:
+            break
+    words = texts[j].split() or [""]
+    size = int(rng.integers(2, 11))
+    start = int(rng.integers(0, max(1, len(words) - size + 1)))
+    words = words[start : start + size]
+    cut = int(rng.integers(1, len(words))) if len(words) > 1 and rng.random() < 0.5 else 0
+    return [" ".join(part) for part in (words[:cut], words[cut:]) if part]
 
 
 def learn_formats(texts: list[str], names: list[str], share: float) -> dict[str, list[str]]:

@@ -189,3 +189,25 @@ def test_llama_default_learning_rate_is_the_published_one(backbone, monkeypatch)
         monkeypatch.setattr(backbone.model.config, "hidden_size", hidden)
         assert backbone.lr == lr
     assert RunConfig().lr is None
+
+
+def test_embed_pools_the_frozen_model_and_each_text_once(backbone, monkeypatch):
+    backbone.attach(4, 8)
+    before = backbone.embed(["class1 of the", "to"])
+    assert before.shape == (2, 3, 32) and before.dtype == np.float32  # 2 layers and the input
+    with torch.no_grad():
+        for parameter in backbone.lora_parameters.values():
+            parameter += 1.0  # an adapter that would change everything
+    monkeypatch.setattr(backbone, "_pooled", lambda *_: pytest.fail("embedded again"))
+    assert np.array_equal(backbone.embed(["to", "to"])[1], before[1])
+    monkeypatch.undo()
+    backbone.forget()
+    assert np.array_equal(backbone.embed(["class1 of the", "to"]), before)
+    ids = torch.from_numpy(backbone.encode(["to"], 64)[0].astype(np.int64))[None]
+    with torch.inference_mode(), backbone.without_adapter():
+        last = backbone.model(input_ids=ids).last_hidden_state.mean(1)[0].numpy()
+    assert np.allclose(before[1, -1], last, atol=2e-3)  # kept with float16 precision
+
+
+def test_half_an_emoji_is_read(backbone):
+    assert np.isfinite(backbone.embed(["\ud83d", ""])).all()

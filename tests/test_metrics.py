@@ -67,3 +67,10 @@ def test_bootstrap_interval_holds_the_mean_and_repeats():
     assert 0.5 <= low < 0.75 < high <= 1.0
     assert (low, high) == metrics.bootstrap_interval(values)
     assert all(map(math.isnan, metrics.bootstrap_interval([0.5])))
+
+
+def test_reliability_curve_by_hand():
+    curve = metrics.reliability_curve([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]], [0, 1, 0], bins=10)
+    assert curve[8] == pytest.approx([0.9, 0.5, 2])
+    assert curve[5] == pytest.approx([0.6, 1.0, 1])
+    assert curve[:, 2].sum() == 3 and np.isnan(curve[0, :2]).all()

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from skillstack_helpers import results
+from skillstack_helpers.routers import ROUTERS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -63,6 +64,26 @@ def test_notebook_runs_and_leaves_what_it_says(name, cwd, parameters, tmp_path, 
     outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
     assert not [o for o in outputs if o.get("name") == "stderr"]
+
+
+def test_routers_notebook_reuses_a_stack_and_compares(tmp_path, model_dirs, data_dir):
+    given = {"preset": "adaptive3", "model": str(model_dirs["bert"]), "lora_r": 4}
+    for name, figures in (("03_routers", 7), ("07_domain_confusion", 4)):
+        done = papermill(name, tmp_path, data_dir=data_dir, **given)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (path,) = (tmp_path / "runs").glob(f"{name}-*/run.json")
+        run = path.parent
+        assert results.read_facts(run)["status"] == "finished"
+        assert len(list(run.glob("*.png"))) == figures
+        assert (run / "stack").exists() == (name == "03_routers")  # 07 found the stack of 03
+        metrics = results.read_metrics(run / "metrics.csv")
+        assert not metrics["value"].isna().any()
+        rest = {"oracle", "latest", "random"}
+        assert set(metrics["router"]) >= set(ROUTERS) - rest
+        notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+        outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+        assert sum("image/png" in o.get("data", {}) for o in outputs) == figures
+        assert not [o for o in outputs if o.get("name") == "stderr"]
 
 
 @pytest.mark.parametrize(

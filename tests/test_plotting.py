@@ -49,3 +49,21 @@ def test_beside_published_draws_into_given_axes():
     columns = [c for c in table if "depth" not in c]
     assert plotting.beside_published(table, columns, ax=ax) is ax
     assert len(ax.lines) == len(table) == 4
+
+
+def test_router_figures_say_what_they_show():
+    table = pd.DataFrame({"normal": [0.9, 0.8], "rewritten": [0.5, 0.25]}, index=["a", "b"])
+    ax = plotting.grid(table, "a title")
+    assert numbers(ax) == ["90.0", "50.0", "80.0", "25.0"] and ax.get_title() == "a title"
+    bins = pd.DataFrame(
+        {"router": ["a"] * 3, "confidence": [0.2, np.nan, 0.9], "accuracy": [0.1, np.nan, 0.8]}
+    )
+    ax = plotting.reliability(bins)
+    assert ax.lines[1].get_xdata() == pytest.approx([20, 90])  # an empty bin is no point
+    cost = pd.DataFrame({"router": ["a", "a", "b"], "frames": [2, 4, 2], "s": [1, 2, 3]})
+    ax = plotting.curves(cost, "frames", "s", "frames", "seconds", xscale="log")
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["2", "4"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+    strays = pd.DataFrame({"pair": ["x → y"], "right": [3], "wrong": [2]})
+    ax = plotting.confusion_cost(strays)
+    assert [bar.get_width() for bar in ax.patches] == [2, 3]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -179,6 +180,60 @@ def test_published_rows_stand_beside_ours():
     assert math.isnan(table.loc[("published", "Llama-3.2-3B", "42"), "depth (frames)"])
 
 
+def probe_rows(method, metric, values, **columns):
+    rows = [
+        dict(
+            zip(COLUMNS, ("r", seed, "minilm", "hard12", method, "", "", "", "eval"), strict=False)
+        )
+        | {"metric": metric, "value": value, "unit": "fraction", "n": 1, **columns}
+        for seed, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_over_seeds_by_hand():
+    table = results.over_seeds(probe_rows("probe", "x", [0.2, 0.4, 0.9], router="a"), ["router"])
+    (row,) = table.to_dict("records")
+    assert row["mean"] == pytest.approx(0.5) and row["seeds"] == 3
+    assert row["low"] == pytest.approx(0.2) and row["high"] == pytest.approx(0.9)  # three values
+    one = results.over_seeds(probe_rows("probe", "x", [0.2], router="a"), ["router"])
+    assert math.isnan(one["low"].item())
+
+
+def test_probe_table_sets_published_beside_measured():
+    condition = {"router": "hybrid_chain", "split": "as streamed: rewritten"}
+    table = results.probe_table(probe_rows("probe", "router_accuracy", [0.5, 0.6], **condition))
+    row = table.loc[("hybrid_chain", "rewritten", "right frame")]
+    assert row["published"] == 47.5 and row["mean"] == 55.0 and row["seeds"] == 2
+    assert not len(results.probe_table(probe_rows("probe", "other", [1.0])))
+
+
+def test_router_table_pairs_the_seeds():
+    rows = [
+        probe_rows("routers", "router_accuracy", [0.8, 0.9], router="hybrid_svm"),
+        probe_rows("routers", "router_accuracy", [0.9, 1.0], router="scaffold_blind"),
+    ]
+    table = results.router_table(pd.concat(rows))
+    assert list(table.index) == ["scaffold_blind", "hybrid_svm"]
+    assert table.loc["scaffold_blind", "against hybrid_svm"] == "10.0 [10.0, 10.0]"
+    assert table.loc["hybrid_svm", "right frame, all texts"] == "85.0 [80.0, 90.0]"
+
+
+def test_find_stack_wants_the_same_training(tmp_path):
+    config = RunConfig(notebook="02_hard12", model="minilm", output_dir=str(tmp_path))
+    folder = tmp_path / config.run_id() / "stack"
+    folder.mkdir(parents=True)
+    (folder / "stack.json").write_text("{}")
+    facts = {"run_id": "x", "status": "running", "config": config.identity()}
+    (folder.parent / "run.json").write_text(json.dumps(facts))
+    other = dataclasses.replace(config, notebook="03_routers", n_eval=8, router="arrow")
+    assert results.find_stack(other) is None  # not finished
+    (folder.parent / "run.json").write_text(json.dumps(facts | {"status": "finished"}))
+    assert results.find_stack(other) == folder
+    assert results.find_stack(dataclasses.replace(other, seed=7)) is None
+    assert results.find_stack(dataclasses.replace(other, n_train=7)) is None
+
+
 # ------------------------------------------------------------------ what is committed
 
 RUNS = sorted((ROOT / "results" / "runs").glob("*/run.json"))
@@ -194,11 +249,14 @@ def test_committed_run_is_finished_clean_and_consistent(path):
     assert facts["commit"] and facts["dirty"] is False
     metrics = results.read_metrics(path.parent / "metrics.csv")
     assert not metrics["value"].isna().any()
+    for table in path.parent.glob("*.parquet"):
+        assert not {"text", "text_pair"} & set(pd.read_parquet(table))
+    if facts["method"] != "stack":
+        return
     matrix = pd.read_csv(path.parent / "matrix.csv", index_col=0).to_numpy()
     drop = metrics.loc[metrics["metric"].eq("latest_drop"), "value"].item()
     expected = (matrix.diagonal()[:-1] - matrix[-1, :-1]).mean()
     assert drop == pytest.approx(expected, abs=1e-9)
-    assert "text" not in pd.read_parquet(path.parent / "routing.parquet")
 
 
 def test_readme_tables_are_built_from_the_committed_runs():
