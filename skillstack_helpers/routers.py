@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # torch stays unloaded until a router asks for a model
     from .frames import Frame, SkillStack
 
 CALIBRATION_FOLDS = 3
+DETECTOR_TEXTS = 1500  # of the routing texts, for a regression on some twenty numbers
 
 
 class _Scores(ClassifierMixin, BaseEstimator):
@@ -424,6 +425,10 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
         ]
 
     def _fit_detector(self, texts: list[str], names: list[str], rng) -> None:
+        if len(texts) > DETECTOR_TEXTS:
+            place = pd.Series(names).groupby(names).cumcount().to_numpy()  # as many of each frame
+            some = np.argsort(place, kind="stable")[:DETECTOR_TEXTS]
+            texts, names = [texts[i] for i in some], [names[i] for i in some]
         pieces = [split_pieces(text) for text in texts]
         states, sizes = self._embed_pieces(pieces)
         whole = _depths(np.stack([_mean(states[row], sizes[row]) for row in _rows(pieces)]))
