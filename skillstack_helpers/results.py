@@ -258,6 +258,8 @@ def find_stack(config: RunConfig) -> Path | None:
         return {key: value for key, value in identity.items() if key not in later}
 
     for path in sorted((repo_root() / config.output_dir).glob("*/stack/stack.json")):
+        if not (path.parent.parent / "run.json").exists():
+            continue
         facts = read_facts(path.parent.parent)
         same = trained(facts.get("config", {})) == trained(config.identity())
         if facts["status"] == "finished" and same:
