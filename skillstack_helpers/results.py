@@ -277,9 +277,10 @@ def over_seeds(metrics: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     for key, group in metrics.groupby(list(by), sort=False):
         values = group.groupby("seed")["value"].mean().to_numpy()
         low, high = bootstrap_interval(values)
+        key = key if len(by) > 1 else key[0]
         rows[key] = {"mean": values.mean(), "low": low, "high": high, "seeds": len(values)}
-    index = pd.MultiIndex.from_tuples(rows, names=list(by)) if rows else None
-    return pd.DataFrame(list(rows.values()), index, ["mean", "low", "high", "seeds"])
+    table = pd.DataFrame.from_dict(rows, "index", columns=["mean", "low", "high", "seeds"])
+    return table.rename_axis(list(by)) if rows else table
 
 
 def load_reference() -> pd.DataFrame:
@@ -334,96 +335,55 @@ def beside_published(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
     return table
 
 
-# The probes of notebook 07: who, condition, metric; and where the published number stands.
+# Where the published numbers of notebook 07's probes stand: section, router and metric.
 _DOMAIN, _KEYWORDS = "not_proven_domain", "not_proven_keywords"
-_PROBES = (
-    ("hybrid_chain", "normal", "router_accuracy", (_DOMAIN, "hybrid_chain", "router_accuracy")),
-    (
-        "hybrid_chain",
-        "rewritten",
-        "router_accuracy",
-        (_DOMAIN, "hybrid_chain", "router_accuracy_confused"),
-    ),
-    ("hybrid_chain", "rewritten, held out", "router_accuracy", None),
-    (
-        "hybrid_chain",
-        "keywords",
-        "router_accuracy",
-        (_KEYWORDS, "original", "router_accuracy_confused"),
-    ),
-    ("hybrid_chain", "keywords", "trap_rate", None),
-    ("hybrid_chain", "keywords, held out", "router_accuracy", None),
-    (
-        "format augmented",
-        "normal",
-        "router_accuracy",
-        (_DOMAIN, "format_augmented", "router_accuracy"),
-    ),
-    (
-        "format augmented",
-        "rewritten",
-        "router_accuracy",
-        (_DOMAIN, "format_augmented", "router_accuracy_confused"),
-    ),
-    (
-        "format augmented",
-        "rewritten, held out",
-        "router_accuracy",
-        (_DOMAIN, "format_augmented", "router_accuracy_heldout"),
-    ),
-    ("keyword augmented", "normal", "router_accuracy", None),
-    (
-        "keyword augmented",
-        "keywords",
-        "router_accuracy",
-        (_KEYWORDS, "keyword_augmented", "router_accuracy_confused"),
-    ),
-    (
-        "keyword augmented",
-        "keywords",
-        "trap_rate",
-        (_KEYWORDS, "keyword_augmented", "keyword_trap_rate"),
-    ),
-    (
-        "keyword augmented",
-        "keywords, held out",
-        "router_accuracy",
-        (_KEYWORDS, "keyword_augmented", "router_accuracy_heldout"),
-    ),
-    ("scaffold_blind", "normal", "router_accuracy", None),
-    ("scaffold_blind", "rewritten", "router_accuracy", None),
-    ("scaffold_blind", "rewritten, held out", "router_accuracy", None),
-    ("scaffold_blind", "keywords", "router_accuracy", None),
-    ("scaffold_blind", "keywords", "trap_rate", None),
-    ("scaffold_blind", "keywords, held out", "router_accuracy", None),
-)
+_PUBLISHED_PROBES = {
+    "hybrid_chain": {
+        "normal": (_DOMAIN, "hybrid_chain", "router_accuracy"),
+        "rewritten": (_DOMAIN, "hybrid_chain", "router_accuracy_confused"),
+        "keywords": (_KEYWORDS, "original", "router_accuracy_confused"),
+    },
+    "format augmented": {
+        "normal": (_DOMAIN, "format_augmented", "router_accuracy"),
+        "rewritten": (_DOMAIN, "format_augmented", "router_accuracy_confused"),
+        "rewritten, held out": (_DOMAIN, "format_augmented", "router_accuracy_heldout"),
+    },
+    "keyword augmented": {
+        "keywords": (_KEYWORDS, "keyword_augmented", "router_accuracy_confused"),
+        "keywords, held out": (_KEYWORDS, "keyword_augmented", "router_accuracy_heldout"),
+        "trap rate": (_KEYWORDS, "keyword_augmented", "keyword_trap_rate"),
+    },
+}
+_CONDITIONS = ("normal", "rewritten", "rewritten, held out", "keywords", "keywords, held out")
 
 
 def probe_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The published probes of the router beside ours, in percent.
+    """The published probes of the router above ours, in percent of right frames.
 
-    metrics: rows of finished runs of notebook 07 on one preset and model, any number of seeds.
-    Columns: published, then mean, low and high of a 95 % bootstrap interval, and seeds.
+    metrics: rows of finished runs of notebook 07 on one preset and model. Index: who, router.
+    Columns: the inputs, and the keyword-trap rate (how often the keywords' own frame is picked).
+    Measured cells: mean over seeds with a 95 % bootstrap interval.
     """
-    published = load_reference().set_index(["section", "router", "metric"])["value"]
-    rows = {}
-    for router, condition, metric, source in _PROBES:
-        ours = metrics[
-            metrics["router"].eq(router)
-            & metrics["split"].eq(f"as streamed: {condition}")
-            & metrics["metric"].eq(metric)
-        ]
-        if len(ours):
-            what = "trap rate" if metric == "trap_rate" else "right frame"
-            there = float(published[source]) if source else math.nan
-            (measured,) = over_seeds(ours, ["router"]).to_dict("records")
-            seeds = measured.pop("seeds")
-            values = {key: 100 * value for key, value in measured.items()}
-            rows[router, condition, what] = {"published": there, **values, "seeds": seeds}
-    table = pd.DataFrame(rows.values(), columns=["published", "mean", "low", "high", "seeds"])
-    names = ["router", "inputs", "measure"]
-    table.index = pd.MultiIndex.from_tuples(list(rows) or [("", "", "")][:0], names=names)
-    return table.round(1)
+    source = load_reference().set_index(["section", "router", "metric"])["value"]
+    cells = {
+        ("published", router, column): f"{float(source[key]):.1f}"
+        for router, columns in _PUBLISHED_PROBES.items()
+        for column, key in columns.items()
+    }
+    streamed = metrics[metrics["split"].str.startswith("as streamed: ")]
+    found = streamed[streamed["metric"].isin(["router_accuracy", "trap_rate"])]
+    for (router, split, metric), row in over_seeds(found, ["router", "split", "metric"]).iterrows():
+        column = split.partition(": ")[2]
+        if metric == "trap_rate":
+            column = column.replace("keywords", "trap rate")
+        cells["measured here", router, column] = _interval(row)
+    columns = [*_CONDITIONS, "trap rate", "trap rate, held out"]
+    table = pd.Series(cells).unstack().reindex(columns=columns).fillna("")
+    normal = found[found["split"].str.endswith(": normal")].groupby("router")["value"].mean()
+    ours = [("measured here", router) for router in normal.sort_values(ascending=False).index]
+    table = table.reindex([*(("published", router) for router in _PUBLISHED_PROBES), *ours])
+    table.index.names = ["who", "router"]
+    return table
 
 
 def router_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -439,23 +399,26 @@ def router_table(metrics: pd.DataFrame) -> pd.DataFrame:
         "ece": "ECE",
     }
     metrics = metrics[metrics["eval_task"].eq("") & metrics["router"].ne("")]
-    cells = {}
-    for (metric, router), row in over_seeds(
-        metrics[metrics["metric"].isin(headings)], ["metric", "router"]
-    ).iterrows():
-        cells[router, headings[metric]] = _interval(*(100 * row[["mean", "low", "high"]]))
-    found = metrics[metrics["metric"].eq("router_accuracy")]
-    found = found.pivot_table(index="seed", columns="router", values="value")
-    for router in found:
-        gain = 100 * (found[router] - found["hybrid_svm"])
-        cells[router, "against hybrid_svm"] = _interval(gain.mean(), *bootstrap_interval(gain))
+    found = metrics[metrics["metric"].isin(headings)]
+    cells = {
+        (router, headings[metric]): _interval(row)
+        for (metric, router), row in over_seeds(found, ["metric", "router"]).iterrows()
+    }
+    found = found[found["metric"].eq("router_accuracy")]
+    reference = found[found["router"].eq("hybrid_svm")].set_index("seed")["value"]
+    gain = found.assign(value=found["value"] - found["seed"].map(reference))
+    for router, row in over_seeds(gain, ["router"]).iterrows():
+        cells[router, "against hybrid_svm"] = _interval(row)
     table = pd.Series(cells).unstack()
     table = table.reindex(columns=[*headings.values(), "against hybrid_svm"])
     table.index.name = "router"
-    return table.loc[found.mean().sort_values(ascending=False).index].fillna("")
+    order = found.groupby("router")["value"].mean().sort_values(ascending=False).index
+    return table.loc[order].fillna("")
 
 
-def _interval(mean: float, low: float, high: float) -> str:
+def _interval(row: pd.Series) -> str:
+    """A row of `over_seeds` in percent: mean [low, high]."""
+    mean, low, high = 100 * row[["mean", "low", "high"]]
     return f"{mean:.1f}" if math.isnan(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
@@ -571,7 +534,6 @@ def readme_tables(name: str) -> str:
         table = router_table(runs[here])
     elif kind == "probe":
         table = probe_table(runs[runs["preset"].eq(preset) & runs["method"].eq("probe")])
-        table["seeds"] = table["seeds"].astype(str)
     else:
         table = beside_published(runs[runs["preset"].eq(name)], name)
     table = table.reset_index()

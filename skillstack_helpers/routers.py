@@ -360,6 +360,9 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
     3. *Noise.* The SVM learns from each text twice, once with such foreign words at one end.
 
     A text's score is the mean over its readings: without the format, and without foreign pieces.
+    The format still counts, but no more than `format_trust`: that is added to the frames whose
+    formats are exactly the ones found. So the costume decides between frames that the content
+    leaves open, and not against it.
     """
 
     def __init__(
@@ -369,17 +372,19 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
         C: float = 1.0,
         nearly_every: float = 0.9,
         tolerance: float = 0.5,
+        format_trust: float = 0.4,
         seed: int = 0,
     ):
         super().__init__(backbone=backbone, scale=scale, C=C)
         self.nearly_every = nearly_every
         self.tolerance = tolerance
+        self.format_trust = format_trust
         self.seed = seed
 
     def _fit(self, texts, names):
         rng = np.random.default_rng(self.seed)
         self.formats_ = learn_formats(texts, names, self.nearly_every)
-        texts = [cut_formats(text, self.formats_) for text in texts]
+        texts = [cut_formats(text, self.formats_)[0] for text in texts]
         noisy = []
         if len(self.frames_) > 1:
             self._fit_detector(texts, names, rng)
@@ -391,19 +396,25 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
         self._learn([*texts, *noisy], [*names, *names[: len(noisy)]], source)
 
     def _scores(self, texts):
-        cut = [cut_formats(text, self.formats_) for text in texts]
-        scores = super()._scores(cut)
-        content = self.content(texts)
+        cut, found = zip(*(cut_formats(text, self.formats_) for text in texts), strict=True)
+        scores = super()._scores(list(cut))
+        content = self._without_foreign(list(cut))
         changed = np.array([a != b for a, b in zip(cut, content, strict=True)])
         if changed.any():
             again = super()._scores([content[i] for i in np.flatnonzero(changed)])
             scores[changed] = (scores[changed] + again) / 2
-        return scores
+        own = [
+            {(side, cut) for side, cuts in self.formats_[frame].items() for cut in cuts}
+            for frame in self.frames_
+        ]
+        return scores + self.format_trust * np.array([[one == f for one in own] for f in found])
 
     def content(self, texts: Sequence[str]) -> list[str]:
         """The texts without format and foreign pieces."""
         check_is_fitted(self)
-        texts = [cut_formats(text, self.formats_) for text in _checked(texts)]
+        return self._without_foreign([cut_formats(t, self.formats_)[0] for t in _checked(texts)])
+
+    def _without_foreign(self, texts: list[str]) -> list[str]:
         if len(self.frames_) == 1 or not texts:
             return texts
         pieces = [split_pieces(text) for text in texts]
@@ -529,11 +540,12 @@ def _foreign(i: int, texts: list[str], names: list[str], rng) -> list[str]:
     return [" ".join(part) for part in (words[:cut], words[cut:]) if part]
 
 
-def learn_formats(texts: list[str], names: list[str], share: float) -> dict[str, list[str]]:
-    """Word sequences (1 to 8 tokens) that begin or end a line in at least `share` of the texts of
-    some frame: ``{"begin": [...], "end": [...]}``, longest first. Punctuation alone is no format.
+def learn_formats(texts: list[str], names: list[str], share: float) -> dict[str, dict]:
+    """Word sequences (1 to 8 tokens) that begin or end a line in at least `share` of a frame's
+    texts: frame -> ``{"begin": [...], "end": [...]}``. Punctuation alone is no format, and of less
+    than five texts everything is common.
     """
-    found = {"begin": set(), "end": set()}
+    formats = {}
     for frame in dict.fromkeys(names):
         own = [text for text, name in zip(texts, names, strict=True) if name == frame]
         seen = {"begin": Counter(), "end": Counter()}
@@ -546,29 +558,37 @@ def learn_formats(texts: list[str], names: list[str], share: float) -> dict[str,
                     for n in range(1, min(8, len(line) - 1) + 1)
                 }
                 counts.update(cuts)
-        if len(own) < 5:  # every beginning of a few texts is common
-            continue
+        formats[frame] = {"begin": [], "end": []}
         for side, counts in seen.items():
-            often = {cut for cut, n in counts.items() if n >= share * len(own)}
+            often = {cut for cut, n in counts.items() if n >= share * len(own) and len(own) >= 5}
             whole = str.startswith if side == "begin" else str.endswith
             inner = {cut for cut in often for more in often if cut != more and whole(more, cut)}
-            found[side] |= {cut for cut in often - inner if re.search(r"\w", cut)}
-    return {side: sorted(cuts, key=lambda cut: (-len(cut), cut)) for side, cuts in found.items()}
+            formats[frame][side] = sorted(cut for cut in often - inner if re.search(r"\w", cut))
+    return formats
 
 
-def cut_formats(text: str, formats: dict[str, list[str]]) -> str:
-    """The text without learned formats at the ends of its lines; as it was if nothing is left."""
+def _format_patterns(formats: dict[str, dict]) -> dict[tuple[str, str], re.Pattern]:
+    """(side, word sequence) -> where it stands; longest first."""
+    patterns = {}
+    every = {(side, cut) for sides in formats.values() for side in sides for cut in sides[side]}
+    for side, cut in sorted(every, key=lambda key: (-len(key[1]), key)):
+        words = r"\s*".join(map(re.escape, cut.split(" ")))
+        pattern = rf"^{words}(?!\w)[ \t]*" if side == "begin" else rf"[ \t]*(?<!\w){words}$"
+        patterns[side, cut] = re.compile(pattern, re.MULTILINE)
+    return patterns
 
-    def either(cuts: list[str]) -> str:
-        return "|".join(r"\s*".join(map(re.escape, cut.split(" "))) for cut in cuts)
 
-    if formats["begin"]:
-        text_cut = re.sub(rf"(?m)^(?:{either(formats['begin'])})(?!\w)[ \t]*", "", text)
-    else:
-        text_cut = text
-    if formats["end"]:
-        text_cut = re.sub(rf"(?m)[ \t]*(?<!\w)(?:{either(formats['end'])})$", "", text_cut)
-    return text_cut if text_cut.strip() else text
+def cut_formats(text: str, formats: dict[str, dict]) -> tuple[str, set[tuple[str, str]]]:
+    """The text without learned formats, and those that were found: (side, word sequence).
+
+    A text of which nothing would be left stays as it was.
+    """
+    found, rest = set(), text
+    for key, pattern in _format_patterns(formats).items():
+        rest, n = pattern.subn("", rest)
+        if n:
+            found.add(key)
+    return (rest if rest.strip() else text), found
 
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")

@@ -202,10 +202,13 @@ def test_over_seeds_by_hand():
 
 def test_probe_table_sets_published_beside_measured():
     condition = {"router": "hybrid_chain", "split": "as streamed: rewritten"}
-    table = results.probe_table(probe_rows("probe", "router_accuracy", [0.5, 0.6], **condition))
-    row = table.loc[("hybrid_chain", "rewritten", "right frame")]
-    assert row["published"] == 47.5 and row["mean"] == 55.0 and row["seeds"] == 2
-    assert not len(results.probe_table(probe_rows("probe", "other", [1.0])))
+    rows = probe_rows("probe", "router_accuracy", [0.5, 0.6], **condition)
+    normal = rows.assign(split="as streamed: normal")
+    table = results.probe_table(pd.concat([rows, normal]))
+    assert table.loc[("published", "hybrid_chain"), "rewritten"] == "47.5"
+    assert table.loc[("measured here", "hybrid_chain"), "rewritten"] == "55.0 [50.0, 60.0]"
+    assert table.loc[("published", "keyword augmented"), "trap rate"] == "0.4"
+    assert table.loc[("published", "hybrid_chain"), "trap rate"] == ""
 
 
 def test_router_table_pairs_the_seeds():

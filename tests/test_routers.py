@@ -304,16 +304,24 @@ def test_formats_are_learned_and_cut():
     texts = [*FORMATTED, *"one two. three four. five six. seven. eight. nine. ten.".split(". ")]
     names = ["pair"] * 10 + ["bare"] * 7
     formats = learn_formats(texts, names, 0.9)
-    assert formats["begin"] == ["Question 1 : how is", "Question 2 : why"] and not formats["end"]
-    assert cut_formats(FORMATTED[0], formats) == "a?\na?"
-    assert cut_formats("Question 1: how is\n", formats) == "Question 1: how is\n"  # all scaffold
-    assert cut_formats("Questionable 1: how is it", formats) == "Questionable 1: how is it"
+    begins = ["Question 1 : how is", "Question 2 : why"]
+    assert formats["pair"] == {"begin": begins, "end": []}
+    assert formats["bare"] == {"begin": [], "end": []}
+    assert cut_formats(FORMATTED[0], formats) == ("a?\na?", {("begin", cut) for cut in begins})
+    all_scaffold = "Question 1: how is\n"
+    assert cut_formats(all_scaffold, formats) == (all_scaffold, {("begin", begins[0])})
+    assert cut_formats("Questionable 1: how is it", formats) == ("Questionable 1: how is it", set())
 
 
 def test_punctuation_and_few_texts_are_no_format():
-    assert learn_formats(["so it goes ."] * 4, ["a"] * 4, 0.9) == {"begin": [], "end": []}
+    nothing = {"a": {"begin": [], "end": []}}
+    assert learn_formats(["so it goes ."] * 4, ["a"] * 4, 0.9) == nothing
     ends = [f"{word} {word}x ." for word in "abcdefgh"]
-    assert learn_formats(ends, ["a"] * 8, 0.9) == {"begin": [], "end": []}
+    assert learn_formats(ends, ["a"] * 8, 0.9) == nothing
+    said = [f"{word} or not, yes or no" for word in "abcdefgh"]
+    formats = learn_formats(said, ["a"] * 8, 0.9)
+    assert formats["a"]["end"] == ["or not , yes or no"]
+    assert cut_formats("so or not, yes or no", formats)[0] == "so"
 
 
 def test_pieces():
@@ -330,8 +338,8 @@ def test_scaffold_blind_is_not_moved_by_a_learned_format(themed, live):
     for other in ORDER:
         swapped = [form[other] + text for text in texts[1::2]]
         assert router.content(swapped) == router.content(dressed[1::2])
-        scores = router.decision_function(swapped)
-        assert np.array_equal(scores, router.decision_function(dressed[1::2]))
+        ours = router.decision_function(swapped) - router.decision_function(dressed[1::2])
+        assert np.abs(ours).max() <= router.format_trust + 1e-9  # the costume is worth no more
     plain = HybridSVMRouter().fit(dressed[::2], names[::2])  # reads the format as well
     assert not np.allclose(
         plain.decision_function(swapped), plain.decision_function(dressed[1::2]), atol=0.1
