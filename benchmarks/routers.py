@@ -3,7 +3,7 @@ of a prediction grows from 2 to 64 frames.
 
     .venv/bin/python benchmarks/routers.py | tee benchmarks/routers.txt
 
-Frames are label-split sub-tasks: every label of hard12 in parts of 32 texts. Each measurement
+Frames are label-split sub-tasks: every label of hard12 in parts of 16 texts. Each measurement
 starts from empty caches of tokens and embeddings, the two sides in turn, `--repeats` times.
 """
 
@@ -20,8 +20,8 @@ from skillstack_helpers.tasks import PRESETS, load_task
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--preset", default="hard12", choices=PRESETS)
 parser.add_argument("--repeats", type=int, default=3)
-parser.add_argument("--rows", type=int, default=32, help="texts a frame")
-parser.add_argument("--texts", type=int, default=128, help="texts to predict")
+parser.add_argument("--rows", type=int, default=16, help="texts a frame")
+parser.add_argument("--texts", type=int, default=96, help="texts to predict")
 options = parser.parse_args()
 
 backbone = load_backbone("minilm")
