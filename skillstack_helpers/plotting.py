@@ -117,13 +117,13 @@ def beside_published(table: pd.DataFrame, columns: list[str], ax: Axes | None = 
     return ax
 
 
-def grid(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Heat map of a table of fractions, in percent: rows methods, columns conditions."""
+def grid(table: pd.DataFrame, title: str, ax: Axes | None = None, unit: str = "%") -> Axes:
+    """Heat map of a table of fractions times 100: rows methods, columns conditions."""
     ax = _axes(ax, 3.4 + 1.05 * table.shape[1], 1.5 + 0.36 * len(table))
     image = ax.imshow(100 * table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     _annotate(ax, 100 * table, "{:.1f}", dark_below=60)
     ax.set_title(title)
-    ax.figure.colorbar(image, ax=ax, label="%")
+    ax.figure.colorbar(image, ax=ax, label=unit)
     return ax
 
 
