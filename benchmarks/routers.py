@@ -1,5 +1,4 @@
-"""What it costs to add one frame to a fitted router of 32, against fitting anew, and how the cost
-of a prediction grows from 2 to 64 frames.
+"""What it costs to add one frame to a fitted router of 32, against fitting anew.
 
     .venv/bin/python benchmarks/routers.py | tee benchmarks/routers.txt
 
@@ -11,17 +10,15 @@ import argparse
 import time
 
 import numpy as np
-import pandas as pd
 
 from skillstack_helpers.backbones import load_backbone
-from skillstack_helpers.routers import ROUTERS, make_router
+from skillstack_helpers.routers import make_router
 from skillstack_helpers.tasks import PRESETS, load_task
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--preset", default="hard12", choices=PRESETS)
 parser.add_argument("--repeats", type=int, default=3)
 parser.add_argument("--rows", type=int, default=16, help="texts a frame")
-parser.add_argument("--texts", type=int, default=96, help="texts to predict")
 options = parser.parse_args()
 
 backbone = load_backbone("minilm")
@@ -33,8 +30,7 @@ pools = [
     for start in range(0, len(rows) - options.rows + 1, options.rows)
 ]
 pools = pools[:: max(1, len(pools) // 64)]
-unseen = [text for data in stream for text in data.texts("eval")][::4][: options.texts]
-print(f"{len(pools)} sub-tasks of {options.rows} texts, {len(unseen)} texts to predict")
+print(f"{len(pools)} sub-tasks of {options.rows} texts")
 
 
 def rows(frames):
@@ -61,15 +57,3 @@ for name in ("centroid", "profile"):
         add.append(timed(fitted.partial_fit, *rows([32])))
         anew.append(timed(make_router(name, backbone=backbone).fit, *rows(range(33))))
     print(f"{name:16s} {median(add)}  {median(anew)}  ratio {median(np.divide(add, anew))}")
-
-print("\nprediction, ms a text")
-counts = [count for count in (2, 4, 8, 16, 32, 64) if count <= len(pools)]
-table = pd.DataFrame(index=counts, dtype=float)
-for name in [name for name in ROUTERS if name not in ("oracle", "latest", "random", "arrow")]:
-    for count in counts:
-        router = make_router(name, backbone=backbone).fit(*rows(range(count)))
-        costs = [timed(router.predict, unseen) for _ in range(options.repeats)]
-        table.loc[count, name] = 1000 * np.median(costs) / len(unseen)
-table.loc["last / first"] = table.iloc[-1] / table.iloc[0]
-print(table.round(2).to_string())
-print(f"{counts[-1] // counts[0]}-fold frames")
