@@ -253,7 +253,8 @@ class HybridSVMRouter(_Router):
             return
         features = self._fit_features(texts)
         svm = LinearSVC(C=self.C, random_state=0)
-        if min(Counter(names).values()) >= CALIBRATION_FOLDS:
+        whole = Counter(dict(zip(source, names, strict=True)).values())  # texts of each frame
+        if min(whole.values()) >= CALIBRATION_FOLDS:
             folds = StratifiedGroupKFold(CALIBRATION_FOLDS)
             held_out = cross_val_predict(
                 svm, features, names, groups=source, cv=folds, method="decision_function"
@@ -384,7 +385,7 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
     def _fit(self, texts, names):
         rng = np.random.default_rng(self.seed)
         self.formats_ = learn_formats(texts, names, self.nearly_every)
-        texts = [cut_formats(text, self.formats_)[0] for text in texts]
+        texts = self._without_formats(texts)[0]
         noisy = []
         if len(self.frames_) > 1:
             self._fit_detector(texts, names, rng)
@@ -396,9 +397,9 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
         self._learn([*texts, *noisy], [*names, *names[: len(noisy)]], source)
 
     def _scores(self, texts):
-        cut, found = zip(*(cut_formats(text, self.formats_) for text in texts), strict=True)
-        scores = super()._scores(list(cut))
-        content = self._without_foreign(list(cut))
+        cut, found = self._without_formats(texts)
+        scores = super()._scores(cut)
+        content = self._without_foreign(cut)
         changed = np.array([a != b for a, b in zip(cut, content, strict=True)])
         if changed.any():
             again = super()._scores([content[i] for i in np.flatnonzero(changed)])
@@ -412,7 +413,12 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
     def content(self, texts: Sequence[str]) -> list[str]:
         """The texts without format and foreign pieces."""
         check_is_fitted(self)
-        return self._without_foreign([cut_formats(t, self.formats_)[0] for t in _checked(texts)])
+        return self._without_foreign(self._without_formats(_checked(texts))[0])
+
+    def _without_formats(self, texts: list[str]) -> tuple[list[str], list[set]]:
+        patterns = format_patterns(self.formats_)
+        both = [cut_formats(text, patterns) for text in texts]
+        return [cut for cut, _ in both], [found for _, found in both]
 
     def _without_foreign(self, texts: list[str]) -> list[str]:
         if len(self.frames_) == 1 or not texts:
@@ -477,7 +483,6 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
     def _compare(self, pieces: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Each piece of a text of several against the rest of it: features (m, layers + 11), and
         (text, piece) of each row (m, 2)."""
-        self._embed_pieces(pieces)  # all at once: few, full batches
         features, where = [], []
         for start in range(0, len(pieces), 1000):  # bounded memory
             some, place = self._compare_some(pieces[start : start + 1000])
@@ -498,9 +503,7 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
                 rest.append((total - weighted[j]) / (size - sizes[k]))
                 rest_size.append(size - sizes[k])
         if not where:
-            return np.zeros((0, len(self.__dict__.get("detector_coef_", [])))), np.zeros(
-                (0, 2), int
-            )
+            return np.zeros((0, flat.shape[1] + 11)), np.zeros((0, 2), dtype=int)
         where = np.array(where)
         piece, rest, n_rest = flat[where[:, 2]], np.array(rest), np.array(rest_size)
         n_piece = sizes[where[:, 2]]
@@ -567,7 +570,7 @@ def learn_formats(texts: list[str], names: list[str], share: float) -> dict[str,
     return formats
 
 
-def _format_patterns(formats: dict[str, dict]) -> dict[tuple[str, str], re.Pattern]:
+def format_patterns(formats: dict[str, dict]) -> dict[tuple[str, str], re.Pattern]:
     """(side, word sequence) -> where it stands; longest first."""
     patterns = {}
     every = {(side, cut) for sides in formats.values() for side in sides for cut in sides[side]}
@@ -578,13 +581,16 @@ def _format_patterns(formats: dict[str, dict]) -> dict[tuple[str, str], re.Patte
     return patterns
 
 
-def cut_formats(text: str, formats: dict[str, dict]) -> tuple[str, set[tuple[str, str]]]:
+def cut_formats(
+    text: str, patterns: dict[tuple[str, str], re.Pattern]
+) -> tuple[str, set[tuple[str, str]]]:
     """The text without learned formats, and those that were found: (side, word sequence).
 
-    A text of which nothing would be left stays as it was.
+    patterns: of `format_patterns`, made once for many texts. A text of which nothing would be left
+    stays as it was.
     """
     found, rest = set(), text
-    for key, pattern in _format_patterns(formats).items():
+    for key, pattern in patterns.items():
         rest, n = pattern.subn("", rest)
         if n:
             found.add(key)
@@ -625,7 +631,7 @@ class CentroidRouter(_Router):
 
     def _fit(self, texts, names):
         self.sums_ = np.zeros((0, _model(self.backbone).hidden_size))
-        embedded = self._embed(texts)
+        embedded = _sentences(self.backbone, texts)
         self._append(embedded, names, self.frames_)
         if len(self.frames_) > 1 and min(Counter(names).values()) > 1:
             own = np.array([self.frames_.index(name) for name in names])
@@ -635,17 +641,14 @@ class CentroidRouter(_Router):
             self._calibrate(scores, names)
 
     def _add(self, texts, names, new):
-        self._append(self._embed(texts), names, new)
+        self._append(_sentences(self.backbone, texts), names, new)
 
     def _append(self, embedded, names, new):
         sums = [embedded[np.array(names) == name].sum(0) for name in new]
         self.sums_ = np.vstack([self.sums_, *sums])
 
-    def _embed(self, texts):
-        return _unit(_model(self.backbone).embed(texts)[:, -1])
-
     def _scores(self, texts):
-        return self._embed(texts) @ _unit(self.sums_).T
+        return _sentences(self.backbone, texts) @ _unit(self.sums_).T
 
 
 class ProfileRouter(_Router):
@@ -687,18 +690,17 @@ class ProfileRouter(_Router):
 
     def _add(self, texts, names, new):
         given = self.descriptions or {}
-        described = self._embed([given.get(name, name.replace("_", " ")) for name in new])
+        described = _sentences(
+            self.backbone, [given.get(name, name.replace("_", " ")) for name in new]
+        )
         for name, description in zip(new, described, strict=True):
             examples = [t for t, n in zip(texts, names, strict=True) if n == name][: self.k]
-            mean = _unit(self._embed(examples).mean(0))
+            mean = _unit(_sentences(self.backbone, examples).mean(0))
             profile = np.concatenate([description, mean]) / 2**0.5
             self.profiles_ = np.vstack([self.profiles_, profile])
 
-    def _embed(self, texts):
-        return _unit(_model(self.backbone).embed(texts)[:, -1])
-
     def _scores(self, texts):
-        embedded = self._embed(texts)
+        embedded = _sentences(self.backbone, texts)
         return np.hstack([embedded, embedded]) / 2**0.5 @ self.profiles_.T
 
     def route(self, texts):
@@ -756,9 +758,8 @@ class ArrowRouter(_Router):
                 b = torch.cat([b, -parent[key.replace(".lora_A.", ".lora_B.")]], dim=1)
                 a = torch.cat([a, parent[key]], dim=0)
             _, r = torch.linalg.qr(b)  # B = QR: B·A and R·A have the same right singular vectors
-            out[key.split(".lora_A.")[0]] = torch.linalg.svd(r @ a, full_matrices=False)[2][
-                0
-            ].numpy()
+            directions = torch.linalg.svd(r @ a, full_matrices=False)[2]
+            out[key.split(".lora_A.")[0]] = directions[0].numpy()
         return out
 
     def _scores(self, texts):
@@ -769,6 +770,8 @@ class ArrowRouter(_Router):
         stack = _model(self.stack)
         backbone, first = stack.backbone, stack[self.frames_[0]].training
         backbone.attach(first["lora_r"], first["lora_alpha"])
+        ids = backbone.encode(texts, first["max_length"])
+        out = np.empty((len(texts), len(self.frames_)))
         affinity, mask = [], None
 
         def hook(prototypes):
@@ -783,8 +786,6 @@ class ArrowRouter(_Router):
             vectors = torch.from_numpy(rows).to(backbone.device)
             module = backbone.model.get_submodule(name)
             handles.append(module.register_forward_pre_hook(hook(vectors)))
-        ids = backbone.encode(texts, first["max_length"])
-        out = np.empty((len(texts), len(self.frames_)))
         try:
             with torch.inference_mode(), backbone.without_adapter():
                 for batch in training.eval_batches([len(row) for row in ids]):
@@ -953,6 +954,11 @@ def _model(given):
     if given is None:
         raise SkillStackError("this router reads a model: pass backbone= (or stack= for arrow)")
     return given
+
+
+def _sentences(backbone: Backbone | None, texts: list[str]) -> np.ndarray:
+    """Mean-pooled last hidden state of each text, (n, hidden), of length 1."""
+    return _unit(_model(backbone).embed(texts)[:, -1])
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

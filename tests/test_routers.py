@@ -32,6 +32,7 @@ from skillstack_helpers.routers import (
     ScaffoldBlindRouter,
     cut_formats,
     fit_temperature,
+    format_patterns,
     learn_formats,
     load_router,
     make_router,
@@ -307,10 +308,19 @@ def test_formats_are_learned_and_cut():
     begins = ["Question 1 : how is", "Question 2 : why"]
     assert formats["pair"] == {"begin": begins, "end": []}
     assert formats["bare"] == {"begin": [], "end": []}
-    assert cut_formats(FORMATTED[0], formats) == ("a?\na?", {("begin", cut) for cut in begins})
+    assert cut_formats(FORMATTED[0], format_patterns(formats)) == (
+        "a?\na?",
+        {("begin", cut) for cut in begins},
+    )
     all_scaffold = "Question 1: how is\n"
-    assert cut_formats(all_scaffold, formats) == (all_scaffold, {("begin", begins[0])})
-    assert cut_formats("Questionable 1: how is it", formats) == ("Questionable 1: how is it", set())
+    assert cut_formats(all_scaffold, format_patterns(formats)) == (
+        all_scaffold,
+        {("begin", begins[0])},
+    )
+    assert cut_formats("Questionable 1: how is it", format_patterns(formats)) == (
+        "Questionable 1: how is it",
+        set(),
+    )
 
 
 def test_punctuation_and_few_texts_are_no_format():
@@ -321,7 +331,7 @@ def test_punctuation_and_few_texts_are_no_format():
     said = [f"{word} or not, yes or no" for word in "abcdefgh"]
     formats = learn_formats(said, ["a"] * 8, 0.9)
     assert formats["a"]["end"] == ["or not , yes or no"]
-    assert cut_formats("so or not, yes or no", formats)[0] == "so"
+    assert cut_formats("so or not, yes or no", format_patterns(formats))[0] == "so"
 
 
 def test_pieces():
@@ -344,6 +354,15 @@ def test_scaffold_blind_is_not_moved_by_a_learned_format(themed, live):
     assert not np.allclose(
         plain.decision_function(swapped), plain.decision_function(dressed[1::2]), atol=0.1
     )
+
+
+def test_scaffold_blind_takes_texts_of_one_piece_and_very_few(live):
+    short = [f"class{i % 3} of row{i}" for i in range(1010)]  # no text has two pieces
+    names = [ORDER[i % 3] for i in range(1010)]
+    router = ScaffoldBlindRouter(live["backbone"]).fit(short, names)
+    assert np.isfinite(router.decision_function(short[:9])).all()
+    two = ScaffoldBlindRouter(live["backbone"]).fit(short[:6], names[:6])  # two texts a frame
+    assert two.temperature_ == 1.0 and np.isfinite(two.decision_function(short[:6])).all()
 
 
 def test_scaffold_blind_keeps_most_of_a_text(themed, live):
