@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from . import SkillStackError
 
 # Where a run reads and writes does not change what it measures, so it is no part of its identity.
-_PLACES = ("data_dir", "output_dir")
+# So with the choice of methods: each has a run of its own.
+_PLACES = ("data_dir", "output_dir", "methods")
+# Parameters of a few methods only, and these methods: no part of the identity of other runs.
+_OF_METHODS = {
+    "ewc_strength": ("ewc", "ewc_replay"),
+    "olora_strength": ("olora",),
+    "buffer_size": ("replay", "ewc_replay", "generative_replay"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,10 @@ class RunConfig:
     lora_alpha: int = 16  # the update is scaled by lora_alpha / lora_r
     router: str = "hybrid_chain"  # a key of routers.ROUTERS
     threshold: float = 0.0  # margin a frame needs to answer in the chain walk
+    methods: str | None = None  # names from baselines.METHODS, comma between; None: all that fit
+    ewc_strength: float | None = None  # weight of EWC's penalty; None: searched on routing rows
+    olora_strength: float | None = None  # O-LoRA's λ1; None: searched on routing rows
+    buffer_size: int = 200  # rows that replay may keep
     dtype: str = "auto"  # float32, bfloat16, or auto (bfloat16 on CUDA, else float32)
     quantize: str | None = None  # None or "nf4" (bitsandbytes)
     device: str = "auto"  # cpu, cuda, or auto
@@ -58,7 +69,8 @@ class RunConfig:
             if isinstance(value, float) and not math.isfinite(value):
                 raise SkillStackError(f"{name} must be finite, got {value!r}")
         _check_names(self)
-        for name in ("n_train", "n_router", "n_eval", "epochs", "batch_size", "lora_r"):
+        at_least_one = ("n_train", "n_router", "n_eval", "epochs", "batch_size", "lora_r")
+        for name in (*at_least_one, "buffer_size"):
             if getattr(self, name) < 1:
                 raise SkillStackError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lora_alpha < 1:
@@ -67,6 +79,9 @@ class RunConfig:
             raise SkillStackError(f"max_length must be at least 8 tokens, got {self.max_length}")
         if not 0 <= self.seed < 2**32:
             raise SkillStackError(f"seed must be in 0 .. 2**32 - 1, got {self.seed}")
+        for name in ("ewc_strength", "olora_strength"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise SkillStackError(f"{name} must not be negative, got {value}")
         if self.lr is not None and not 0 < self.lr < 1:
             raise SkillStackError(f"lr must be above 0 and below 1, got {self.lr}")
 
@@ -90,14 +105,21 @@ class RunConfig:
                 raise SkillStackError(f"unknown parameter {name!r}{did_you_mean(name, fields)}")
         return cls(notebook=notebook, **given)
 
-    def identity(self) -> dict:
-        """The fields that decide what is measured (everything but the places)."""
+    def identity(self, method: str = "") -> dict:
+        """The fields that decide what a method measures (everything but the places)."""
+        left_out = {*_PLACES, *(n for n, users in _OF_METHODS.items() if method not in users)}
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in _PLACES}
+        return {name: value for name, value in fields.items() if name not in left_out}
+
+    @property
+    def method_names(self) -> list[str] | None:
+        """`methods` as a list, None for all."""
+        return None if self.methods is None else [m.strip() for m in self.methods.split(",")]
 
     def run_id(self, method: str = "stack") -> str:
         """``<notebook>-<preset>-<model>-<method>-s<seed>-<hash8>``; same parameters, same id."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        fields = json.dumps(self.identity(method), sort_keys=True)
+        digest = hashlib.sha256(fields.encode()).hexdigest()
         model = re.sub(r"[^a-z0-9_.]+", "_", self.model.rstrip("/").split("/")[-1].lower())
         parts = (self.notebook, self.preset, model, method, f"s{self.seed}", digest[:8])
         return "-".join(part for part in parts if part)
@@ -126,6 +148,7 @@ def _describe(kind) -> str:
 
 
 def _check_names(config: RunConfig) -> None:
+    from .baselines import METHODS
     from .routers import ROUTERS
     from .tasks import PRESETS, SOURCES
 
@@ -140,6 +163,9 @@ def _check_names(config: RunConfig) -> None:
         value = getattr(config, field)
         if value is not None and value not in names:
             raise SkillStackError(f"unknown {field} {value!r}{did_you_mean(value, names)}")
+    for name in config.method_names or ():
+        if name not in METHODS:
+            raise SkillStackError(f"unknown method {name!r}{did_you_mean(name, METHODS)}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", config.device):
         raise SkillStackError(f"unknown device {config.device!r} (known: auto, cpu, cuda, mps)")
     if not config.model.strip():

@@ -153,13 +153,7 @@ class SkillStack:
                 backbone.reset_lora()
             else:
                 backbone.write_lora(parent.weights().lora, parent.name)
-            head = torch.nn.Linear(
-                backbone.hidden_size, len(data.task.label_names), bias=backbone.kind == "encoder"
-            )
-            torch.nn.init.normal_(head.weight, std=0.02)
-            if head.bias is not None:
-                torch.nn.init.zeros_(head.bias)
-            head.to(backbone.device)
+            head = training.new_head(backbone, len(data.task.label_names))
             start = time.perf_counter()
             losses = training.train(
                 backbone,
@@ -203,26 +197,34 @@ class SkillStack:
 
     # ------------------------------------------------------------------ answering
 
-    def predict(self, texts: Sequence[str], frame: str | Sequence[str]) -> Prediction:
-        """Answer texts with one frame, or each with its own (`frame` a sequence of names)."""
+    def predict(
+        self,
+        texts: Sequence[str],
+        frame: str | Sequence[str],
+        head: str | Sequence[str] | None = None,
+    ) -> Prediction:
+        """Answer texts with one frame, or each with its own (`frame` a sequence of names).
+
+        head: whose head, also one or one per text (default: the frame's).
+        """
         texts = list(texts)
-        names = np.array([frame] * len(texts) if isinstance(frame, str) else list(frame), object)
-        if len(names) != len(texts):
-            raise SkillStackError(f"{len(texts)} texts but {len(names)} frame names")
-        asked = [self[name] for name in dict.fromkeys(names)]
-        width = max((len(f.label_names) for f in asked), default=0)
+        frames = _per_text(frame, texts)
+        heads = frames if head is None else _per_text(head, texts)
+        asked = list(dict.fromkeys(zip(frames, heads, strict=True)))
+        width = max((len(self[name].label_names) for _, name in asked), default=0)
         labels = np.zeros(len(texts), dtype=np.int64)
         probabilities = np.zeros((len(texts), width), dtype=np.float32)
         label_names = np.empty(len(texts), dtype=object)
-        for one in asked:
-            rows = np.flatnonzero(names == one.name)
-            head = self._activate(one, one)
+        for adapter, holder in asked:
+            rows = np.flatnonzero((frames == adapter) & (heads == holder))
+            one = self[adapter]
+            module = self._activate(one, self[holder])
             ids = self.backbone.encode([texts[i] for i in rows], one.training["max_length"])
-            scores = training.logits(self.backbone, head, ids, description=f"ask {one.name}")
+            scores = training.logits(self.backbone, module, ids, description=f"ask {adapter}")
             softmax = np.exp(scores - scores.max(1, keepdims=True))
             probabilities[rows, : scores.shape[1]] = softmax / softmax.sum(1, keepdims=True)
             labels[rows] = scores.argmax(1)
-            label_names[rows] = [one.label_names[i] for i in labels[rows]]
+            label_names[rows] = [self[holder].label_names[i] for i in labels[rows]]
         return Prediction(labels, probabilities, label_names)
 
     def answer(self, texts: Sequence[str], router) -> pd.DataFrame:
@@ -456,6 +458,15 @@ def _weights_digest(frame: Frame) -> str:
         for name in sorted(part):
             total.update(name.encode() + digest(part[name].numpy()).encode())
     return total.hexdigest()
+
+
+def _per_text(names: str | Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """A frame name per text, object (n,)."""
+    one = isinstance(names, str)
+    names = np.array([names] * len(texts) if one else list(names), dtype=object)
+    if len(names) != len(texts):
+        raise SkillStackError(f"{len(texts)} texts but {len(names)} frame names")
+    return names
 
 
 def _checked_name(name) -> str:

@@ -117,6 +117,21 @@ def beside_published(table: pd.DataFrame, columns: list[str], ax: Axes | None = 
     return ax
 
 
+def dots(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axes:
+    """A line an index entry, a mark a column: fractions, drawn as percent."""
+    ax = _axes(ax, 7.5, 1.4 + 0.34 * len(table))
+    lines = range(len(table))
+    ax.hlines(lines, 100 * table.min(axis=1), 100 * table.max(axis=1), color="#BBBBBB", zorder=1)
+    for marker, column, color in zip(MARKERS, table, COLORS.values(), strict=False):
+        ax.scatter(100 * table[column], lines, marker=marker, color=color, label=column, zorder=2)
+    ax.set_yticks(lines, table.index)
+    ax.invert_yaxis()
+    ax.set_xlabel(xlabel)
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return ax
+
+
 def grid(table: pd.DataFrame, title: str, ax: Axes | None = None, unit: str = "%") -> Axes:
     """Heat map of a table of fractions times 100: rows methods, columns conditions."""
     ax = _axes(ax, 3.4 + 1.05 * table.shape[1], 1.5 + 0.36 * len(table))

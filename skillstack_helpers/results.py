@@ -194,7 +194,7 @@ def open_run(config: RunConfig, method: str = "stack") -> Run:
             return Run(folder, config, method, facts, None)
     else:
         facts = {"run_id": folder.name, "status": "running", "started": _now()}
-    facts |= {"config": config.identity(), "method": method, "versions": versions(), **_git()}
+    facts |= {"config": config.identity(method), "method": method, "versions": versions(), **_git()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / ".lock", is_singleton=True)
@@ -416,6 +416,129 @@ def router_table(metrics: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].fillna("")
 
 
+# method in results/reference -> method here; the published joint run is a multi-head one too
+_PUBLISHED_METHODS = {"latest": "sequential", "ewc": "ewc", "stack": "frames", "joint": "joint"}
+_PUBLISHED_METHODS["routed"] = "frames"
+
+
+def baseline_table(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
+    """All methods of notebook 04 beside the published ones, over seeds: mean ± standard deviation.
+
+    metrics: rows of finished runs of notebook 04 on one preset and model. Index: who, method.
+    Columns: final accuracy with the task given and with the router's (percent); BWT, forgetting and
+    forward transfer (percentage points; the last against an independent adapter, mean over tasks
+    but the first); two paired differences from the routed stack, mean [95 % bootstrap interval]
+    over all seeds and tasks; what was trained, stored and spent.
+    """
+    from .baselines import METHODS
+
+    seeds = ["method", "seed"]
+    whole = metrics[metrics["eval_task"].eq("")]
+    summary = whole.pivot_table(index=seeds, columns="metric", values="value", sort=False)
+    learned = metrics[metrics["metric"].eq("accuracy")]
+    learned = learned[learned["trained_through"].eq(learned["eval_task"])]
+    learned = learned.pivot_table(index=seeds, columns="eval_task", values="value", sort=False)
+    if "independent" in learned.index.get_level_values(0):
+        gain = learned.iloc[:, 1:] - learned.loc["independent"].iloc[:, 1:]
+        summary["transfer"] = gain.mean(axis=1)
+    per_task = metrics[metrics["eval_task"].ne("") & metrics["metric"].isin(["final", "routed"])]
+    per_task = per_task.set_index(["metric", *seeds, "eval_task"])["value"].sort_index()
+    rows = {}
+    for method in [name for name in METHODS if name in set(metrics["method"])]:
+        mine = summary.loc[[method]]
+        row = {"seeds": str(len(mine))}
+        for heading, (metric, scale, digits) in _BASELINE_COLUMNS.items():
+            row[heading] = _spread(scale * mine[metric], digits) if metric in mine else ""
+        for heading, metric in _PAIRED_COLUMNS.items():
+            if method in per_task[metric].index and (method, metric) != ("frames", "routed"):
+                pairs = per_task[metric, method] - per_task["routed", "frames"]
+                low, high = bootstrap_interval(pairs.dropna())
+                row[heading] = f"{100 * pairs.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        rows["measured here", method] = row
+    table = pd.DataFrame.from_dict(rows, "index")
+    published = load_reference()
+    published = published[published["section"].isin([f"{preset}_ewc", f"{preset}_joint"])]
+    if preset == "hard8":
+        means = load_reference()
+        published = pd.concat([published, means[means["section"].eq("promising")]])
+    published = published[published["preset"].eq(preset)]
+    for (model, seed), group in published.groupby(["model", "seed"], sort=False):
+        for method in dict.fromkeys(group["method"]):
+            value = group[group["method"].eq(method)].set_index("metric")["value"]
+            name = _PUBLISHED_METHODS[method]
+            who = f"published: {model or 'Llama-3.2, four runs'}, {seed}".rstrip(", ")
+            if (who, name) not in table.index:
+                table.loc[(who, name), :] = ""
+            heading = "routed (%)" if method == "routed" else "task given (%)"
+            table.loc[(who, name), heading] = value["accuracy"]
+            if "avg_forgetting" in value:
+                table.loc[(who, name), "BWT (pp)"] = f"{-float(value['avg_forgetting']):.1f}"
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["who", "method"])
+    return table.fillna("")
+
+
+def order_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Other streams of notebook 04 beside the published ones, percent, mean ± deviation over seeds.
+
+    metrics: rows of finished runs on one model. Index: who, stream, method; the order probe
+    (`hard5` forward and reversed), then orders 1 to 3 of the standard benchmark and their mean.
+    """
+    streams = ["hard5", "hard5_reversed", *(f"standard4_order{i}" for i in (1, 2, 3))]
+    whole = metrics[metrics["eval_task"].eq("") & metrics["preset"].isin(streams)]
+    columns = {"task given (%)": "acc", "routed (%)": "routed"}
+    whole = whole[whole["metric"].isin(columns.values())]
+    standard = whole[whole["preset"].str.startswith("standard4")]
+    mean = standard.assign(preset="standard4, mean of the orders")
+    mean = mean[mean.groupby("method")["run_id"].transform("nunique").ge(3)]
+    rows = {}
+    for part in (whole, mean):
+        part = part.groupby(["preset", "method", "seed", "metric"], sort=False)["value"].mean()
+        for (stream, method), group in part.groupby(level=[0, 1], sort=False):
+            row = {"seeds": str(group.index.get_level_values("seed").nunique())}
+            for heading, metric in columns.items():
+                row[heading] = _spread(100 * group[group.index.isin([metric], level=3)], 1)
+            rows["measured here", stream, method] = row
+    if not rows:
+        return pd.DataFrame()
+    reference = load_reference()
+    for row in reference[reference["section"].eq("standard_benchmark")].itertuples():
+        who = f"published, {row.model}: {row.source.split(',')[0]}"
+        rows[who, "standard4, mean of the orders", row.method] = {"task given (%)": row.value}
+    order = reference[reference["section"].eq("not_proven_order")]
+    for row in order[order["metric"].eq("accuracy")].itertuples():
+        stream = "hard5_reversed" if "reverse" in row.method else "hard5"
+        rows["published, Llama-3.2-1B", stream, "frames"] = {"routed (%)": row.value, "seeds": "2"}
+    table = pd.DataFrame.from_dict(rows, "index").fillna("")
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["who", "stream", "method"])
+    rank = {name: i for i, name in enumerate([*streams, "standard4, mean of the orders"])}
+    return table.sort_index(level="stream", key=lambda s: s.map(rank), kind="stable")
+
+
+_BASELINE_COLUMNS = {  # heading -> metric, factor, digits
+    "task given (%)": ("acc", 100, 1),
+    "routed (%)": ("routed", 100, 1),
+    "BWT (pp)": ("bwt", 100, 1),
+    "forgetting (pp)": ("forgetting", 100, 1),
+    "FWT (pp)": ("transfer", 100, 1),
+    "trained (M)": ("trained_parameters", 1e-6, 2),
+    "stored (MB)": ("stored_bytes", 1e-6, 1),
+    "learning (s)": ("learning_seconds", 1, 0),
+}
+_PAIRED_COLUMNS = {  # minus the routed stack
+    "task given - routed stack (pp)": "final",
+    "routed - routed stack (pp)": "routed",
+}
+
+
+def _spread(values: pd.Series, digits: int) -> str:
+    """Mean ± standard deviation over seeds; the mean alone for one seed."""
+    values = values.dropna()
+    if not len(values):
+        return ""
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
+
+
 def _interval(row: pd.Series) -> str:
     """A row of `over_seeds` in percent: mean [low, high]."""
     mean, low, high = 100 * row[["mean", "low", "high"]]
@@ -526,12 +649,17 @@ def show(folder: Path) -> str:
 
 def readme_tables(name: str) -> str:
     """A table of the README as Markdown, from the committed runs: a preset's published columns,
-    ``routers_<preset>`` or ``probe_<preset>``."""
+    ``routers_<preset>``, ``probe_<preset>`` or ``baselines_<preset>``."""
     runs = load_runs()
     kind, _, preset = name.partition("_")
     if kind == "routers":
         here = runs["preset"].eq(preset) & runs["method"].eq("routers")
         table = router_table(runs[here])
+    elif kind == "baselines":
+        here = runs["preset"].eq(preset) & runs["run_id"].str.startswith("04_baselines-")
+        table = baseline_table(runs[here], preset)
+    elif name == "orders":
+        table = order_table(runs[runs["run_id"].str.startswith("04_baselines-")])
     elif kind == "probe":
         table = probe_table(runs[runs["preset"].eq(preset) & runs["method"].eq("probe")])
     else:

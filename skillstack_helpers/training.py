@@ -51,9 +51,18 @@ def pad(ids: Sequence[np.ndarray], pad_id: int, device: str) -> tuple[Tensor, Te
     return torch.from_numpy(padded).to(device), torch.from_numpy(mask).to(device)
 
 
+def new_head(backbone: Backbone, classes: int) -> torch.nn.Linear:
+    """A classification head to be trained: weights N(0, 0.02), bias (encoders only) zero."""
+    head = torch.nn.Linear(backbone.hidden_size, classes, bias=backbone.kind == "encoder")
+    torch.nn.init.normal_(head.weight, std=0.02)
+    if head.bias is not None:
+        torch.nn.init.zeros_(head.bias)
+    return head.to(backbone.device)
+
+
 def train(
     backbone: Backbone,
-    head: torch.nn.Linear,
+    heads: torch.nn.Linear | Sequence[torch.nn.Linear],
     ids: Sequence[np.ndarray],
     labels: np.ndarray,
     *,
@@ -61,18 +70,29 @@ def train(
     lr: float,
     batch_size: int,
     rng: np.random.Generator,
+    owners: np.ndarray | None = None,
+    rehearse: Callable[[], np.ndarray] | None = None,
+    n_new: int | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+    after_backward: Callable[[], None] | None = None,
     description: str = "train",
     progress: Callable = tqdm,
 ) -> list[float]:
-    """Train the LoRA slot and the head on cross-entropy; returns the loss of every step.
+    """Train the LoRA slot and the heads on cross-entropy; returns that loss of every step.
 
     AdamW without weight decay, gradient norm clipped at 1, learning rate up over the first tenth
     of the steps and then linearly down to zero. Deterministic on the CPU for a given `rng` and
     torch seed.
+
+    What the baselines add: several heads and `owners`, the head of each row (n,); `rehearse`, which
+    gives further rows for every batch (an epoch then runs over the first `n_new` rows alone);
+    `penalty`, a scalar added to the loss; `after_backward`, called before gradients are clipped.
     """
-    parameters = [*backbone.lora_parameters.values(), *head.parameters()]
+    heads = [heads] if isinstance(heads, torch.nn.Linear) else list(heads)
+    owners = np.zeros(len(ids), dtype=np.int64) if owners is None else owners
+    parameters = [*backbone.lora_parameters.values(), *(p for h in heads for p in h.parameters())]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
-    lengths = [len(row) for row in ids]
+    lengths = [len(row) for row in ids[:n_new]]
     batches = [b for _ in range(epochs) for b in train_batches(lengths, batch_size, rng)]
     warmup = max(1, round(WARMUP * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -84,10 +104,14 @@ def train(
     for parameter in parameters:
         parameter.requires_grad_(True)
     for batch in progress(batches, desc=description, leave=False, unit="step"):
+        if rehearse is not None:
+            batch = np.concatenate([batch, rehearse()])
         inputs = pad([ids[i] for i in batch], backbone.pad_id, backbone.device)
-        logits = head(backbone.features(*inputs))  # (batch, classes)
-        loss = torch.nn.functional.cross_entropy(logits, targets[torch.from_numpy(batch)])
-        loss.backward()
+        features = backbone.features(*inputs)  # (batch, hidden)
+        loss = cross_entropy(features, heads, owners[batch], targets[torch.from_numpy(batch)])
+        (loss if penalty is None else loss + penalty()).backward()
+        if after_backward is not None:
+            after_backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -96,6 +120,21 @@ def train(
     for parameter in parameters:
         parameter.requires_grad_(False)
     return torch.stack(losses).tolist()
+
+
+def cross_entropy(
+    features: Tensor, heads: Sequence[torch.nn.Linear], owners: np.ndarray, targets: Tensor
+) -> Tensor:
+    """Mean cross-entropy of features (batch, hidden), each row under its own head."""
+    present = np.unique(owners)
+    if len(present) == 1:
+        return torch.nn.functional.cross_entropy(heads[present[0]](features), targets)
+    sums = []
+    for k in present:
+        rows = torch.from_numpy(np.flatnonzero(owners == k)).to(features.device)
+        scores = heads[k](features[rows])  # (rows of this head, classes)
+        sums.append(torch.nn.functional.cross_entropy(scores, targets[rows], reduction="sum"))
+    return torch.stack(sums).sum() / len(targets)
 
 
 @torch.inference_mode()

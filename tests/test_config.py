@@ -31,6 +31,11 @@ from skillstack_helpers.config import RunConfig
         ("model", " ", "model must name a backbone"),
         ("output_dir", "", "output_dir must name a folder"),
         ("threshold", "0", "threshold must be a number"),
+        ("methods", "ewc, repaly", "unknown method 'repaly' (did you mean 'replay'?)"),
+        ("methods", "", "unknown method ''"),
+        ("ewc_strength", -1.0, "ewc_strength must not be negative, got -1.0"),
+        ("olora_strength", "strong", "olora_strength must be a number or None"),
+        ("buffer_size", 0, "buffer_size must be at least 1, got 0"),
     ],
 )
 def test_bad_value_is_named_in_one_line(field, value, words):
@@ -75,7 +80,8 @@ def test_run_id_depends_on_every_parameter_but_the_places():
         assert dataclasses.replace(base, **{field: value}).run_id() != base.run_id(), field
     for field in ("data_dir", "output_dir"):
         assert dataclasses.replace(base, **{field: "elsewhere"}).run_id() == base.run_id()
-    assert set(changed) | {"data_dir", "output_dir"} == {
+    of_methods = {"ewc_strength", "olora_strength", "buffer_size", "methods"}  # see below
+    assert set(changed) | of_methods | {"data_dir", "output_dir"} == {
         f.name for f in dataclasses.fields(RunConfig)
     }
 
@@ -84,3 +90,18 @@ def test_run_id_depends_on_every_parameter_but_the_places():
 def test_same_parameters_same_run_id(seed, n_train):
     one, two = (RunConfig(seed=seed, n_train=n_train).run_id() for _ in range(2))
     assert one == two
+
+
+def test_a_methods_own_parameters_are_no_part_of_other_runs():
+    plain, strong = RunConfig(), RunConfig(ewc_strength=5.0, methods="ewc")
+    for method in ("stack", "frames", "replay", "olora", "joint"):
+        assert plain.run_id(method) == strong.run_id(method)
+    for method in ("ewc", "ewc_replay"):
+        assert plain.run_id(method) != strong.run_id(method)
+    assert plain.run_id("replay") != RunConfig(buffer_size=9).run_id("replay")
+
+
+def test_runs_from_before_keep_their_ids():
+    """The ids of committed runs: a new parameter of one method must not move them."""
+    config = RunConfig(notebook="01_train_stack", model="minilm")
+    assert config.run_id() == "01_train_stack-hard8-minilm-stack-s42-a976b50e"

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from skillstack_helpers import results
+from skillstack_helpers.baselines import METHODS
 from skillstack_helpers.routers import ROUTERS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -84,6 +85,35 @@ def test_routers_notebook_reuses_a_stack_and_compares(tmp_path, model_dirs, data
         outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
         assert sum("image/png" in o.get("data", {}) for o in outputs) == figures
         assert not [o for o in outputs if o.get("name") == "stderr"]
+
+
+def test_baselines_notebook_runs_all_methods_and_resumes(tmp_path, model_dirs, data_dir):
+    given = {"preset": "adaptive3", "model": str(model_dirs["bert"]), "lora_r": 4}
+    some = papermill("04_baselines", tmp_path, data_dir=data_dir, methods="replay", **given)
+    assert some.returncode == 0, some.stderr[-3000:]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*/metrics.csv")}
+    assert {results.read_facts(p.parent)["method"] for p in before} == {
+        "frames",
+        "sequential",
+        "replay",
+    }
+    done = papermill("04_baselines", tmp_path, data_dir=data_dir, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())  # read, not run again
+    runs = results.load_runs(tmp_path / "runs")
+    methods = set(METHODS) - {"generative_replay"}
+    assert set(runs["method"]) == methods | {"search"}
+    assert not runs["value"].isna().any()
+    updates = runs[runs["metric"].eq("updates")].set_index("method")["value"]
+    assert updates.drop(["tfidf", "tfidf_union", "joint"]).nunique() == 1
+    table = results.baseline_table(runs, "adaptive3")
+    assert set(table.loc["measured here"].index) == methods
+    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    text = "".join(o.get("text", "") for o in outputs)
+    assert "generative_replay is left out" in text and "is an encoder" in text
 
 
 @pytest.mark.parametrize(

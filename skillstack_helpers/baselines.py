@@ -1,0 +1,596 @@
+"""What the stack is compared with: each method a short piece on the one training loop.
+
+A learner learns task after task (`learn(data)`) or, where `at_once` is true, a whole stream
+(`learn(stream)`); `evaluate` and `predict` ask it. All but the TF-IDF ones train the backbone's
+LoRA slot and keep a head per task, which the one who asks must name: the task is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+from tqdm.auto import tqdm
+
+from . import SkillStackError, training
+from .backbones import Backbone
+from .config import RunConfig, did_you_mean
+from .frames import Evaluation
+from .tasks import TaskData
+
+METHODS = (  # of notebook 04, in the order they are run
+    "frames",  # of the stack, and routed: the stack itself
+    "sequential",
+    "tfidf",
+    "tfidf_union",
+    "joint",
+    "independent",
+    "replay",
+    "ewc",
+    "olora",
+    "ewc_replay",
+    "generative_replay",
+)
+FISHERS = ("exact", "sampled", "empirical", "batched")
+
+
+class Sequential:
+    """One adapter through the stream, a new head per task: the latest adapter of a stack, to the
+    last bit. The other methods say what they do differently.
+
+    Attributes: heads (task -> linear layer), seconds (spent learning), updates (optimizer steps).
+    """
+
+    at_once = False
+
+    def __init__(self, backbone: Backbone, config: RunConfig):
+        self.backbone, self.config = backbone, config
+        self.heads: dict[str, torch.nn.Linear] = {}
+        self.label_names: dict[str, tuple[str, ...]] = {}
+        self.seconds, self.updates = 0.0, 0
+        self._adapter: Mapping[str, Tensor] | None = None
+
+    # ---------------------------------------------------------------- learning
+
+    def learn(self, data: TaskData, progress: Callable = tqdm) -> list[float]:
+        """Train on the next task; returns the loss of every step."""
+        if data.name in self.heads:
+            raise SkillStackError(f"task {data.name!r} was learned before")
+        entropy = np.random.SeedSequence([self.config.seed, len(self.heads)])
+        rng = np.random.default_rng(entropy)
+        start = time.perf_counter()
+        self._attach(len(self.heads) + 1)  # before seeding: a new slot draws random numbers
+        with torch.random.fork_rng():
+            torch.manual_seed(int(entropy.generate_state(1)[0]))
+            self._start()
+            self._new_head(data)
+            ids = self.backbone.encode(data.texts("train"), self.config.max_length)
+            plan = self._plan(data.name, ids, data.labels("train"), rng)
+            losses = self._train(plan, rng, progress)
+            self._adapter = self.backbone.read_lora()
+            self._finish(data, ids, rng)
+        self.seconds += time.perf_counter() - start
+        return losses
+
+    def _attach(self, tasks: int) -> None:
+        """Give the backbone the slot for that many tasks: the same for any number."""
+        self.backbone.attach(self.config.lora_r, self.config.lora_alpha)
+
+    def _start(self) -> None:
+        """Bring the slot to where training starts: new, or where the last task ended."""
+        if self._adapter is None:
+            self.backbone.reset_lora()
+        else:
+            self.backbone.write_lora(self._adapter, "the latest adapter")
+
+    def _new_head(self, data: TaskData) -> None:
+        self.heads[data.name] = training.new_head(self.backbone, len(data.task.label_names))
+        self.label_names[data.name] = tuple(data.task.label_names)
+
+    def _plan(self, task: str, ids: list, labels: np.ndarray, rng) -> dict:
+        """What `training.train` is given: rows, heads, and what the method adds."""
+        return {"heads": self.heads[task], "ids": ids, "labels": labels, "description": task}
+
+    def _train(self, plan: dict, rng, progress: Callable) -> list[float]:
+        config = self.config
+        settings = dict(epochs=config.epochs, lr=config.lr or self.backbone.lr)
+        settings |= dict(batch_size=config.batch_size, rng=rng, progress=progress)
+        losses = training.train(self.backbone, **settings, **plan)
+        self.updates += len(losses)
+        return losses
+
+    def _finish(self, data: TaskData, ids: list, rng) -> None:
+        """What the method keeps of a task it has learned."""
+
+    # ---------------------------------------------------------------- asking
+
+    def evaluate(self, data: TaskData, progress: Callable = tqdm) -> Evaluation:
+        """Accuracy and predictions on a learned task's evaluation rows, under its own head."""
+        scores = self._logits(data.texts("eval"), data.name, progress)
+        labels = scores.argmax(1)
+        return Evaluation(float((labels == data.labels("eval")).mean()), labels, scores)
+
+    def predict(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
+        """Label names, object (n,): each text under the head of the task named for it."""
+        texts, tasks = np.array(texts, dtype=object), np.array(tasks, dtype=object)
+        names = np.empty(len(texts), dtype=object)
+        for task in dict.fromkeys(tasks):
+            rows = np.flatnonzero(tasks == task)
+            best = self._logits(list(texts[rows]), task).argmax(1)
+            names[rows] = [self.label_names[task][k] for k in best]
+        return names
+
+    def _logits(self, texts: list[str], task: str, progress: Callable = tqdm) -> np.ndarray:
+        if task not in self.heads:
+            raise SkillStackError(f"{task!r} was not learned{did_you_mean(task, self.heads)}")
+        self._activate(task)
+        ids = self.backbone.encode(texts, self.config.max_length)
+        words = {"description": f"evaluate {task}", "progress": progress}
+        return training.logits(self.backbone, self.heads[task], ids, **words)
+
+    def _activate(self, task: str) -> None:
+        self._attach(len(self.heads))
+        self.backbone.write_lora(self._adapter, "the latest adapter")
+
+    # ---------------------------------------------------------------- cost
+
+    @property
+    def trained_parameters(self) -> int:
+        """Parameters that were trained over the stream so far, heads included."""
+        return self._adapter_size() + sum(
+            p.numel() for head in self.heads.values() for p in head.parameters()
+        )
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all that must be kept to answer and to learn on, weights in float32."""
+        return 4 * self.trained_parameters
+
+    def _adapter_size(self) -> int:
+        return sum(t.numel() for t in (self._adapter or {}).values())
+
+
+class Independent(Sequential):
+    """A fresh adapter per task, from scratch: nothing is forgotten, nothing is passed on."""
+
+    def __init__(self, backbone: Backbone, config: RunConfig):
+        super().__init__(backbone, config)
+        self._adapters: dict[str, Mapping[str, Tensor]] = {}
+        self._evaluated: dict[str, Evaluation] = {}
+
+    def _start(self) -> None:
+        self._adapter = None
+        super()._start()
+
+    def _finish(self, data, ids, rng) -> None:
+        self._adapters[data.name] = self._adapter
+
+    def evaluate(self, data, progress=tqdm) -> Evaluation:
+        if data.name not in self._evaluated:  # an adapter that is never written to again
+            self._evaluated[data.name] = super().evaluate(data, progress)
+        return self._evaluated[data.name]
+
+    def _activate(self, task) -> None:
+        self._adapter = self._adapters[task]
+        super()._activate(task)
+
+    def _adapter_size(self) -> int:
+        return len(self._adapters) * super()._adapter_size()
+
+
+class EWC(Sequential):
+    """Elastic weight consolidation on the LoRA parameters, heads excluded.
+
+    Adds strength / 2 * sum over earlier tasks k and parameters i of F_ki (θ_i - θ*_ki)² to the
+    loss (Kirkpatrick et al. 2017, eq. 3), F the diagonal Fisher information at the end of task k.
+
+    estimator: how F is computed, see `diagonal_fisher`. n_fisher: rows of the task it is computed
+    on. decay: None keeps an anchor per task; a number in [0, 1] keeps one, F <- decay F + F_k
+    (online EWC, Schwarz et al. 2018). penalty_in: ``"loss"``, or ``"gradient"``, where its gradient
+    is added after the backward pass; the two are equivalent. gamma_gain (gradient only): the
+    penalty's gradient is scaled down to at most gamma_gain times the norm of the loss's own, so
+    that old tasks never drown out the new one. The adaptive learner names such a gate without a
+    formula; this is our reading.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: RunConfig,
+        strength: float = 1e4,
+        estimator: str = "exact",
+        n_fisher: int = 64,
+        decay: float | None = None,
+        penalty_in: str = "loss",
+        gamma_gain: float | None = None,
+        **others,
+    ):
+        super().__init__(backbone, config, **others)
+        if estimator not in FISHERS:
+            raise SkillStackError(
+                f"unknown estimator {estimator!r}{did_you_mean(estimator, FISHERS)}"
+            )
+        if penalty_in not in ("loss", "gradient"):
+            raise SkillStackError(f"penalty_in must be loss or gradient, got {penalty_in!r}")
+        if gamma_gain is not None and penalty_in != "gradient":
+            raise SkillStackError("gamma_gain needs penalty_in='gradient'")
+        if not strength >= 0 or n_fisher < 1 or not (decay is None or 0 <= decay <= 1):
+            raise SkillStackError(
+                "EWC needs strength >= 0, n_fisher >= 1 and decay None or in [0, 1], "
+                f"got {strength}, {n_fisher}, {decay}"
+            )
+        self.strength, self.estimator, self.n_fisher = strength, estimator, n_fisher
+        self.decay, self.penalty_in, self.gamma_gain = decay, penalty_in, gamma_gain
+        self.anchors: list[tuple[Tensor, Tensor]] = []  # (F, θ*), each (parameters,)
+
+    def penalty(self) -> Tensor:
+        """The penalty of the slot's present parameters, a scalar."""
+        theta = parameters_to_vector(self.backbone.lora_parameters.values())
+        terms = [(fisher * (theta - anchor).square()).sum() for fisher, anchor in self.anchors]
+        return 0.5 * self.strength * torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def add_penalty_gradient(self) -> None:
+        """Add the penalty's gradient to that of the slot, gated if there is a gamma_gain."""
+        parameters = list(self.backbone.lora_parameters.values())
+        theta = parameters_to_vector(parameters)
+        gradient = sum(fisher * (theta - anchor) for fisher, anchor in self.anchors)
+        gradient = self.strength * gradient
+        if self.gamma_gain is not None:
+            own = parameters_to_vector([p.grad for p in parameters]).norm()
+            gradient *= min(1.0, float(self.gamma_gain * own / (gradient.norm() + 1e-12)))
+        parts = gradient.split([p.numel() for p in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad += part.view_as(parameter)
+
+    def _plan(self, task, ids, labels, rng) -> dict:
+        plan = super()._plan(task, ids, labels, rng)
+        if not self.anchors:
+            return plan
+        if self.penalty_in == "loss":
+            return plan | {"penalty": self.penalty}
+        return plan | {"after_backward": self.add_penalty_gradient}
+
+    def _finish(self, data, ids, rng) -> None:
+        super()._finish(data, ids, rng)
+        rows = rng.permutation(len(ids))[: self.n_fisher]
+        head, backbone = self.heads[data.name], self.backbone
+
+        def log_probabilities(batch: np.ndarray) -> Tensor:
+            inputs = training.pad([ids[rows[i]] for i in batch], backbone.pad_id, backbone.device)
+            return head(backbone.features(*inputs)).log_softmax(-1)
+
+        parameters = list(backbone.lora_parameters.values())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        labels = data.labels("train")[rows]
+        fisher = diagonal_fisher(
+            log_probabilities, parameters, labels, self.estimator, rng, self.config.batch_size
+        )
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        if self.decay is not None and self.anchors:
+            fisher = self.decay * self.anchors.pop()[0] + fisher
+        self.anchors.append((fisher, parameters_to_vector(parameters).clone()))
+
+    @property
+    def stored_bytes(self) -> int:
+        return super().stored_bytes + sum(4 * v.numel() for anchor in self.anchors for v in anchor)
+
+
+def diagonal_fisher(
+    log_probabilities: Callable[[np.ndarray], Tensor],
+    parameters: Sequence[Tensor],
+    labels: np.ndarray,
+    estimator: str,
+    rng: np.random.Generator,
+    batch_size: int = 8,
+    progress: Callable = tqdm,
+) -> Tensor:
+    """Diagonal of the Fisher information, (parameters,), a mean over n rows.
+
+    log_probabilities: row indices (b,) -> log p(y | x), (b, classes). labels: true ones, (n,).
+    With g(y) the gradient of log p(y | x), the estimators of van de Ven (2025, arXiv 2502.11756)
+    are ``exact``: the mean over rows of the sum over y of p(y | x) g(y)²; ``sampled``: g(y)² for
+    one y drawn from p(y | x); ``empirical``: g(y)² for the true label; ``batched``: the square of
+    the mean gradient of a batch of true labels, which is another, smaller quantity.
+    """
+    total = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+
+    def add(log_probability: Tensor, weight: float, more: bool = False) -> None:
+        gradients = torch.autograd.grad(log_probability, parameters, retain_graph=more)
+        total.add_(weight * parameters_to_vector(gradients).square())
+
+    n = len(labels)
+    step = batch_size if estimator == "batched" else 1
+    for start in progress(range(0, n, step), desc="Fisher", leave=False, unit="step"):
+        rows = np.arange(start, min(start + step, n))
+        scores = log_probabilities(rows)  # (b, classes)
+        if estimator == "batched":
+            add(
+                scores[torch.arange(len(rows)), torch.as_tensor(labels[rows])].mean(), len(rows) / n
+            )
+            continue
+        log_p = scores[0]
+        if estimator == "exact":
+            for y in range(len(log_p)):
+                weight = float(log_p[y].detach().exp()) / n
+                add(log_p[y], weight, more=y + 1 < len(log_p))
+        elif estimator == "sampled":
+            p = log_p.detach().double().exp().cpu().numpy()
+            add(log_p[int(rng.choice(len(p), p=p / p.sum()))], 1 / n)
+        else:
+            add(log_p[int(labels[start])], 1 / n)
+    return total
+
+
+class ReservoirBuffer:
+    """A uniform sample of all rows seen, at most `capacity` (Vitter 1985, algorithm R)."""
+
+    def __init__(self, capacity: int, rng: np.random.Generator):
+        if capacity < 1:
+            raise SkillStackError(f"the buffer's capacity must be at least 1, got {capacity}")
+        self.capacity, self.rng, self.seen = capacity, rng, 0
+        self.rows: list = []
+
+    def add(self, row) -> None:
+        self.seen += 1
+        if len(self.rows) < self.capacity:
+            self.rows.append(row)
+        elif (place := self.rng.integers(self.seen)) < self.capacity:
+            self.rows[place] = row
+
+
+class Replay(Sequential):
+    """Experience replay (Chaudhry et al. 2019, "tiny episodic memories"): every batch of the new
+    task is joined by as many rows of earlier tasks, drawn from a reservoir buffer of `capacity`
+    rows. As many updates as without, each on twice the rows; earlier heads learn on.
+    """
+
+    def __init__(self, backbone: Backbone, config: RunConfig, capacity: int = 200, **others):
+        super().__init__(backbone, config, **others)
+        rng = np.random.default_rng([config.seed, 1])
+        self.buffer = ReservoirBuffer(capacity, rng)  # of (task, token ids, label)
+
+    def _plan(self, task, ids, labels, rng) -> dict:
+        plan = super()._plan(task, ids, labels, rng)
+        old = self.buffer.rows
+        if not old:
+            return plan
+        number = {name: k for k, name in enumerate(self.heads)}
+        size = min(self.config.batch_size, len(old))
+        return plan | {
+            "heads": list(self.heads.values()),
+            "ids": [*ids, *(row[1] for row in old)],
+            "labels": np.concatenate([labels, [row[2] for row in old]]),
+            "owners": np.array([number[task]] * len(ids) + [number[row[0]] for row in old]),
+            "n_new": len(ids),
+            "rehearse": lambda: len(ids) + rng.choice(len(old), size, replace=False),
+        }
+
+    def _finish(self, data, ids, rng) -> None:
+        super()._finish(data, ids, rng)
+        for i in rng.permutation(len(ids)):
+            self.buffer.add((data.name, ids[i], int(data.labels("train")[i])))
+
+    @property
+    def stored_bytes(self) -> int:
+        rows = sum(row[1].nbytes + 8 for row in self.buffer.rows)  # token ids, label and task
+        return super().stored_bytes + rows
+
+
+class GatedEWCReplay(EWC, Replay):
+    """The adaptive learner's recipe: one LoRA reused for all tasks, EWC from true labels with its
+    gradient gated, and replay."""
+
+    def __init__(self, backbone: Backbone, config: RunConfig, **others):
+        recipe = dict(estimator="empirical", penalty_in="gradient", gamma_gain=1.0)
+        super().__init__(backbone, config, **(recipe | others))
+
+
+class GenerativeReplay(Replay):
+    """Replay of texts that the backbone writes itself (Shin et al. 2017), with the task's adapter.
+
+    After a task, `n_pseudo` texts are sampled from the causal language model under the task's
+    adapter, prompted with the task's label names, and labelled by the model that has just learned
+    the task. No row of the task is kept. Decoder backbones with tied embeddings only.
+    """
+
+    def __init__(
+        self, backbone: Backbone, config: RunConfig, n_pseudo: int = 32, max_new: int = 48, **others
+    ):
+        if backbone.kind != "decoder":
+            raise SkillStackError(
+                f"generative replay needs a causal language model; {backbone.name} is an encoder"
+            )
+        if not getattr(backbone.model.config, "tie_word_embeddings", False):
+            raise SkillStackError(
+                f"generative replay needs tied embeddings; {backbone.name} has a separate output"
+            )
+        super().__init__(backbone, config, **others)
+        self.n_pseudo, self.max_new = n_pseudo, max_new
+        self.texts: dict[str, list[str]] = {}  # what was written for each task
+
+    def _finish(self, data, ids, rng) -> None:
+        names = data.task.label_names
+        texts = []
+        for k, name in enumerate(names):
+            n = len(range(k, self.n_pseudo, len(names)))  # as equal as it goes
+            opening = data.task.template.partition("{")[0]
+            prompt = f"A text that a reader would label as {name}:\n{opening}"
+            written = write(self.backbone, prompt, n, self.max_new, rng) if n else []
+            texts += [opening + text for text in written]
+        self.texts[data.name] = texts
+        pseudo = self.backbone.encode(texts, self.config.max_length)
+        scores = training.logits(self.backbone, self.heads[data.name], pseudo)
+        for row, label in zip(pseudo, scores.argmax(1), strict=True):
+            self.buffer.add((data.name, row, int(label)))
+
+
+@torch.inference_mode()
+def write(
+    backbone: Backbone, prompt: str, n: int, max_new: int, rng: np.random.Generator, top_k: int = 50
+) -> list[str]:
+    """Sample n continuations of one prompt (temperature 1, top-k) under the slot's adapter."""
+    ids = backbone.tokenizer(prompt)["input_ids"]
+    step = torch.tensor([ids] * n, device=backbone.device)  # (n, length)
+    embeddings = backbone.model.get_input_embeddings().weight  # (vocabulary, hidden)
+    random = torch.Generator(backbone.device).manual_seed(int(rng.integers(1 << 62)))
+    cache, new = None, []
+    for _ in range(max_new):
+        out = backbone.model(input_ids=step, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        logits = (out.last_hidden_state[:, -1] @ embeddings.T).float()  # (n, vocabulary)
+        best = logits.topk(min(top_k, logits.shape[1]))
+        chosen = torch.multinomial(best.values.softmax(-1), 1, generator=random)
+        step = best.indices.gather(1, chosen)  # (n, 1)
+        new.append(step)
+    end = backbone.tokenizer.eos_token_id
+    rows = torch.cat(new, 1).tolist()
+    rows = [row[: row.index(end)] if end in row else row for row in rows]
+    return backbone.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+class Joint(Sequential):
+    """All tasks at once, one adapter, a head per task: what is possible without a stream."""
+
+    at_once = True
+
+    def learn(self, stream: Sequence[TaskData], progress: Callable = tqdm) -> list[float]:
+        """Train on all tasks, their rows mixed in every epoch; as many updates as one by one."""
+        rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, 0]))
+        start = time.perf_counter()
+        self._attach(len(stream))
+        with torch.random.fork_rng():
+            torch.manual_seed(int(rng.integers(1 << 62)))
+            self._start()
+            for data in stream:
+                self._new_head(data)
+            texts = [text for data in stream for text in data.texts("train")]
+            plan = {
+                "heads": list(self.heads.values()),
+                "ids": self.backbone.encode(texts, self.config.max_length),
+                "labels": np.concatenate([data.labels("train") for data in stream]),
+                "owners": np.repeat(np.arange(len(stream)), [len(data.train) for data in stream]),
+                "description": "all tasks",
+            }
+            losses = self._train(plan, rng, progress)
+            self._adapter = self.backbone.read_lora()
+        self.seconds += time.perf_counter() - start
+        return losses
+
+
+class OLoRA(Sequential):
+    """O-LoRA (Wang et al. 2023): a new LoRA per task beside the frozen earlier ones, all summed.
+
+    Adds strength * sum over modules and earlier tasks k of the squared entries of A_k Aᵀ to the
+    loss (their eq. 7 and 8, λ1 = 0.5), so that a task learns in directions orthogonal to the
+    earlier ones'. The slot holds all LoRAs side by side: A (r T, in), B (out, r T).
+    """
+
+    def __init__(self, backbone: Backbone, config: RunConfig, strength: float = 0.5):
+        super().__init__(backbone, config)
+        if not strength >= 0:
+            raise SkillStackError(f"O-LoRA needs strength >= 0, got {strength}")
+        self.strength = strength
+
+    def _attach(self, tasks: int) -> None:
+        self.backbone.attach(self.config.lora_r * tasks, self.config.lora_alpha * tasks)
+
+    def _start(self) -> None:
+        self.backbone.reset_lora()  # B zero: the new LoRA starts as nothing
+        with torch.no_grad():
+            for name, old in (self._adapter or {}).items():
+                rank = old.shape[0] if ".lora_A." in name else old.shape[1]
+                parameter = self.backbone.lora_parameters[name]
+                (parameter[:rank] if ".lora_A." in name else parameter[:, :rank]).copy_(old)
+
+    def overlap(self) -> Tensor:
+        """Sum of the squared entries of A_k Aᵀ over modules and earlier tasks k, a scalar."""
+        old = self.config.lora_r * (len(self.heads) - 1)
+        named = self.backbone.lora_parameters.items()
+        return sum((A[:old] @ A[old:].T).square().sum() for n, A in named if ".lora_A." in n)
+
+    @torch.no_grad()
+    def freeze_earlier(self) -> None:
+        """Zero the earlier LoRAs' gradients; AdamW without decay then leaves them bit-equal."""
+        old = self.config.lora_r * (len(self.heads) - 1)
+        for name, parameter in self.backbone.lora_parameters.items():
+            (parameter.grad[:old] if ".lora_A." in name else parameter.grad[:, :old]).zero_()
+
+    def _plan(self, task, ids, labels, rng) -> dict:
+        plan = super()._plan(task, ids, labels, rng)
+        if len(self.heads) == 1:
+            return plan
+        penalty = {"penalty": lambda: self.strength * self.overlap()}
+        return plan | penalty | {"after_backward": self.freeze_earlier}
+
+
+class TfidfLogistic:
+    """TF-IDF and logistic regression on the same rows, the cheap thing to try first.
+
+    union: False fits one classifier per task, to be asked with the task given; True fits one over
+    the union of all (task, label) pairs, which is told nothing and may answer with any task's.
+    """
+
+    at_once = True
+
+    def __init__(self, union: bool = False):
+        self.union, self.seconds, self.updates = union, 0.0, 0
+
+    def learn(self, stream: Sequence[TaskData]) -> None:
+        """Fit on the training rows of all tasks."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        from .routers import HybridSVMRouter
+
+        start = time.perf_counter()
+        self.label_names = {data.name: tuple(data.task.label_names) for data in stream}
+        rows = [
+            ("" if self.union else data.name, text, f"{data.name}/{label}")
+            for data in stream
+            for text, label in zip(data.texts("train"), data.labels("train"), strict=True)
+        ]
+        self._models = {}
+        for name in dict.fromkeys(name for name, *_ in rows):
+            features = HybridSVMRouter().make_pipeline()[0]  # the router's own n-grams
+            model = make_pipeline(features, LogisticRegression(max_iter=1000))
+            _, texts, pairs = zip(*(row for row in rows if row[0] == name), strict=True)
+            self._models[name] = model.fit(texts, pairs)
+        self.seconds += time.perf_counter() - start
+
+    def predict(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
+        """Label names, object (n,); the tasks named are not looked at by the union."""
+        texts = np.array(texts, dtype=object)
+        tasks = np.array([""] * len(texts) if self.union else tasks, dtype=object)
+        names = np.empty(len(texts), dtype=object)
+        for task in dict.fromkeys(tasks):
+            rows = np.flatnonzero(tasks == task)
+            pairs = [pair.rsplit("/", 1) for pair in self._models[task].predict(texts[rows])]
+            names[rows] = [self.label_names[name][int(k)] for name, k in pairs]
+        return names
+
+    def evaluate(self, data: TaskData) -> Evaluation:
+        """Accuracy on a task's evaluation rows; label -1 where the answer is another task's."""
+        names = self.predict(data.texts("eval"), [data.name] * len(data.eval))
+        known = {name: k for k, name in enumerate(data.task.label_names)}
+        labels = np.array([known.get(name, -1) for name in names])
+        accuracy = float((labels == data.labels("eval")).mean())
+        return Evaluation(accuracy, labels, np.empty((len(labels), 0), np.float32))
+
+    @property
+    def trained_parameters(self) -> int:
+        """Coefficients and intercepts."""
+        steps = [model[-1] for model in self._models.values()]
+        return sum(step.coef_.size + step.intercept_.size for step in steps)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Coefficients in float32 and the n-grams' inverse document frequencies and letters."""
+        terms = [t for model in self._models.values() for t in model[0].get_feature_names_out()]
+        return 4 * self.trained_parameters + sum(4 + len(t.encode()) for t in terms)
