@@ -455,13 +455,13 @@ def baseline_table(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
                 low, high = bootstrap_interval(pairs.dropna())
                 row[heading] = f"{100 * pairs.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
         rows["measured here", method] = row
-    table = pd.DataFrame.from_dict(rows, "index")
+    table = pd.DataFrame.from_dict(rows, "index").astype(object)
     published = load_reference()
-    published = published[published["section"].isin([f"{preset}_ewc", f"{preset}_joint"])]
-    if preset == "hard8":
-        means = load_reference()
-        published = pd.concat([published, means[means["section"].eq("promising")]])
-    published = published[published["preset"].eq(preset)]
+    published = published[
+        published["preset"].eq(preset)
+        & published["section"].isin([f"{preset}_ewc", f"{preset}_joint", "promising"])
+        & published["metric"].isin(["accuracy", "avg_forgetting"])
+    ]
     for (model, seed), group in published.groupby(["model", "seed"], sort=False):
         for method in dict.fromkeys(group["method"]):
             value = group[group["method"].eq(method)].set_index("metric")["value"]
@@ -488,8 +488,8 @@ def order_table(metrics: pd.DataFrame) -> pd.DataFrame:
     columns = {"task given (%)": "acc", "routed (%)": "routed"}
     whole = whole[whole["metric"].isin(columns.values())]
     standard = whole[whole["preset"].str.startswith("standard4")]
-    mean = standard.assign(preset="standard4, mean of the orders")
-    mean = mean[mean.groupby("method")["run_id"].transform("nunique").ge(3)]
+    complete = standard.groupby("method")["preset"].transform("nunique").ge(3)
+    mean = standard[complete].assign(preset="standard4, mean of the orders")
     rows = {}
     for part in (whole, mean):
         part = part.groupby(["preset", "method", "seed", "metric"], sort=False)["value"].mean()

@@ -130,6 +130,17 @@ def test_predict_with_one_frame_and_with_many(grown, stream):
         grown.predict([None], frame="imdb")
 
 
+def test_predict_under_another_frames_head(grown, stream):
+    first, last = stream[0], stream[-1]
+    texts = first.texts("eval")
+    latest = grown.evaluate(first, frame=last.name, head=first.name)
+    answers = grown.predict(texts, last.name, head=first.name)
+    np.testing.assert_array_equal(answers.labels, latest.labels)
+    assert set(answers.label_names) <= set(first.task.label_names)
+    with pytest.raises(SkillStackError, match="texts but 1 frame names"):
+        grown.predict(texts, last.name, head=[first.name])
+
+
 def test_answer_through_a_router(grown, stream):
     texts = [text for data in stream for text in data.texts("router")]
     names = [data.name for data in stream for _ in data.texts("router")]

@@ -67,3 +67,11 @@ def test_router_figures_say_what_they_show():
     strays = pd.DataFrame({"pair": ["x → y"], "right": [3], "wrong": [2]})
     ax = plotting.confusion_cost(strays)
     assert [bar.get_width() for bar in ax.patches] == [2, 3]
+
+
+def test_dots_are_percent_in_the_order_of_the_table():
+    table = pd.DataFrame({"told": [0.5, np.nan], "routed": [0.25, 1.0]}, index=["a", "b"])
+    ax = plotting.dots(table, "accuracy (%)")
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
+    assert ax.collections[1].get_offsets()[0].tolist() == [50, 0]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["told", "routed"]

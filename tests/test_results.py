@@ -223,6 +223,77 @@ def test_router_table_pairs_the_seeds():
     assert table.loc["hybrid_svm", "right frame, all texts"] == "85.0 [80.0, 90.0]"
 
 
+def method_rows(method, values, seed, preset="hard8"):
+    """Rows of notebook 04: values maps (metric, trained_through, eval_task) to a fraction."""
+    rows = [
+        (f"04_baselines-{method}-{seed}", seed, "minilm", preset, method, "", through, task, "eval",
+         metric, value, "fraction", 4)
+        for (metric, through, task), value in values.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def baselines_of_two_seeds():
+    tables = []
+    for seed, up in ((1, 0.0), (2, 0.1)):
+        frames = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.7 + up}
+        frames |= {("acc", "", ""): 0.75, ("routed", "", ""): 0.6 + up}
+        frames |= {("routed", "", "a"): 0.5, ("routed", "", "b"): 0.7, ("bwt", "", ""): 0.0}
+        alone = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.5}
+        alone[("acc", "", "")] = 0.65
+        ewc = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.6}
+        ewc |= {("acc", "", ""): 0.5 + up, ("bwt", "", ""): -0.2, ("final", "", "a"): 0.4}
+        ewc |= {("final", "", "b"): 0.6, ("routed", "", "a"): 0.4, ("routed", "", "b"): 0.5}
+        for method, values in (("frames", frames), ("independent", alone), ("ewc", ewc)):
+            tables.append(method_rows(method, values, seed))
+    return pd.concat(tables)
+
+
+def test_baseline_table_by_hand():
+    table = results.baseline_table(baselines_of_two_seeds(), "hard8")
+    ours = table.loc["measured here"]
+    assert list(ours.index) == ["frames", "independent", "ewc"]
+    assert ours.loc["frames", "routed (%)"] == "65.0 ± 7.1"  # 60 and 70
+    assert ours.loc["ewc", "task given (%)"] == "55.0 ± 7.1"
+    assert ours.loc["ewc", "BWT (pp)"] == "-20.0 ± 0.0"
+    # transfer: right after learning b, minus the independent adapter on b; a is the first task
+    assert (
+        ours.loc["frames", "FWT (pp)"] == "25.0 ± 7.1" and ours.loc["ewc", "FWT (pp)"][:4] == "10.0"
+    )
+    # pairs over seeds and tasks: task given 0.4 - 0.5 and 0.6 - 0.7; routed 0.4 - 0.5, 0.5 - 0.7
+    given, routed = ours.loc[
+        "ewc", ["task given - routed stack (pp)", "routed - routed stack (pp)"]
+    ]
+    assert given == "-10.0 [-10.0, -10.0]"
+    assert routed.startswith("-15.0 [-") and ours.loc["frames", "routed - routed stack (pp)"] == ""
+    published = table.loc["published: Llama-3.2-1B, 42"]
+    assert published.loc["ewc", "task given (%)"] == 57.9
+    assert published.loc["ewc", "BWT (pp)"] == "-27.5"
+    assert published.loc["frames", "routed (%)"] == 83.2
+    assert table.loc[("published: Llama-3.2, four runs, mean", "joint"), "task given (%)"] == 77.8
+    assert not table.isna().any().any()
+
+
+def test_order_table_by_hand():
+    assert not len(results.order_table(baselines_of_two_seeds()))  # hard8 is no other stream
+    runs = [
+        method_rows("olora", {("acc", "", ""): value}, 42, f"standard4_order{i}")
+        for i, value in ((1, 0.4), (2, 0.5), (3, 0.9))
+    ]
+    for preset, value in (("hard5", 0.7), ("hard5_reversed", 0.8)):
+        runs.append(method_rows("frames", {("routed", "", ""): value}, 42, preset))
+    table = results.order_table(pd.concat(runs))
+    mean = table.xs("standard4, mean of the orders", level="stream")
+    assert mean.loc[("measured here", "olora"), "task given (%)"] == "60.0"
+    published = mean["task given (%)"].droplevel("who")
+    assert published["pslora"] == 79.6 and published["independent"] == 70.0
+    probe = table.xs("frames", level="method")["routed (%)"]
+    assert probe["measured here", "hard5_reversed"] == "80.0"
+    assert probe["published, Llama-3.2-1B", "hard5_reversed"] == 89.2
+    two = results.order_table(pd.concat(runs[:2]))  # the mean wants all three orders
+    assert "measured here" not in two.xs("standard4, mean of the orders", level="stream").index
+
+
 def test_find_stack_wants_the_same_training(tmp_path):
     config = RunConfig(notebook="02_hard12", model="minilm", output_dir=str(tmp_path))
     folder = tmp_path / config.run_id() / "stack"
