@@ -1,0 +1,386 @@
+"""`BitStack`: cumulative one-bit task masks that lock the weights a task needed.
+
+After a task, the parameters with the largest gradients are locked; later training leaves them
+bit-equal. A drop-in for the published `BitStack` (g1g4b1t/MaskStack) with the same names, whose
+masks take one bit a parameter, and which keeps locked weights whether or not `restore()` is called.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from . import SkillStackError
+from .results import explain, write_atomic
+
+# Heads, embeddings and norms of GPT-2, Llama, BERT and their kin, as parts of a parameter's name.
+EXCLUDED = (
+    r"(^|\.)(lm_head|score|classifier|classification_head|pre_classifier|qa_outputs|cls)\.",
+    r"(^|\.)pooler\.",
+    r"(^|\.)(wte|wpe|embed_tokens|embed_positions|word_embeddings|embeddings?)\.",
+    r"(^|\.)(ln_\w+|\w*layer_?norm\w*|\w*_norm|norm)\.",
+)
+FULL = 0.9  # locked share of the eligible parameters from which on `update` warns
+_CHUNK = 1 << 24  # values ranked at a time: 64 MiB of float32
+# Byte -> its eight bits as booleans, eight of them read as one int64: unpacking is one gather.
+_BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.bool)
+_BITS_OF_BYTE = _BITS.contiguous().view(torch.int64).flatten()
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A boolean mask of any shape as bits, uint8 (ceil(n / 8),), the first value lowest."""
+    flat = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8))
+    powers = (1 << torch.arange(8, device=mask.device)).to(torch.uint8)
+    return (flat.view(-1, 8) * powers).sum(1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
+    """The boolean mask that `pack` packed."""
+    table = _BITS_OF_BYTE.to(bits.device)
+    return table.index_select(0, bits.int()).view(torch.bool)[: shape.numel()].view(shape)
+
+
+def kth_largest(scores: Iterable[Tensor], k: int) -> float:
+    """The k-th largest of all values of some float32 tensors, none negative.
+
+    Exact, and never holds them all in one tensor: the bits of non-negative floats are ordered like
+    the floats, so a histogram of the upper 16 bits finds the bin, one of the lower 16 the value.
+    """
+    scores = list(scores)
+
+    def parts() -> Iterator[Tensor]:
+        for tensor in scores:
+            yield from tensor.flatten().view(torch.int32).split(_CHUNK)
+
+    def find(counts: Tensor, k: int) -> tuple[int, int]:
+        """The bin of the k-th largest, and its rank within the bin."""
+        above = counts.flip(0).cumsum(0)
+        place = int(torch.searchsorted(above, k))
+        return len(counts) - 1 - place, k - (int(above[place - 1]) if place else 0)
+
+    upper = sum(torch.bincount(bits >> 16, minlength=1 << 15) for bits in parts())
+    high, k = find(upper, k)
+    lower = sum(
+        torch.bincount(bits[bits >> 16 == high] & 0xFFFF, minlength=1 << 16) for bits in parts()
+    )
+    low, _ = find(lower, k)
+    return float(torch.tensor(high << 16 | low, dtype=torch.int32).view(torch.float32))
+
+
+class BitStack:
+    """Locks, task after task, the share `sparsity` of the eligible parameters that mattered most.
+
+    model: any module whose ``model(**batch)`` returns a loss. sparsity: in [0, 1]; 0 locks nothing,
+    1 all. exclude: regular expressions, searched in parameter names, of what is never locked; None:
+    heads, embeddings and norms (`EXCLUDED`).
+
+    >>> bitstack = BitStack(model, sparsity=0.12)
+    >>> train(model, imdb); bitstack.update(imdb_loader, task="imdb")
+    >>> train(model, agnews)  # with any torch optimizer: the locked weights stay bit-equal
+
+    Attributes: tasks (names, in order), handles (of all hooks), hook_calls (gradients seen).
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        sparsity: float = 0.12,
+        exclude: Sequence[str] | None = None,
+    ):
+        if not isinstance(sparsity, (int, float)) or not 0 <= sparsity <= 1:
+            raise SkillStackError(f"sparsity must be in [0, 1], got {sparsity!r}")
+        self.model, self.sparsity = model, float(sparsity)
+        self.exclude = tuple(EXCLUDED if exclude is None else exclude)
+        pattern = re.compile("|".join(self.exclude) or r"(?!)", re.IGNORECASE)
+        self._eligible = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+            and parameter.is_floating_point()
+            and not pattern.search(name)
+        }
+        if not self._eligible:
+            raise SkillStackError("no parameter is eligible: all are frozen or excluded")
+        self.tasks: list[str] = []
+        self.hook_calls = 0
+        self._bits: dict[str, Tensor] = {}  # all that is locked: name -> packed mask
+        self._task_bits: list[dict[str, Tensor]] = []  # what each task locked anew
+        self._values: dict[str, Tensor] = {}  # the locked weights, in order of the mask
+        # Hooks that know the stack weakly: a model that outlives its BitStack is free again.
+        me = weakref.ref(self)
+        self.handles = [
+            parameter.register_post_accumulate_grad_hook(_zeroing_hook(me, name))
+            for name, parameter in self._eligible.items()
+        ]
+        self.handles.append(register_optimizer_step_post_hook(_restoring_hook(me)))
+        weakref.finalize(self, _remove, self.handles)
+
+    # ---------------------------------------------------------------- learning what to lock
+
+    def update(
+        self, dataloader: Iterable[Mapping], n_batches: int = 32, task: str | None = None
+    ) -> dict[str, float]:
+        """Lock what mattered for the task just learned; returns `stats()`.
+
+        Ranks the sum of |gradient| over the first `n_batches` batches over all eligible parameters
+        and locks the top share (locked ones count, so later tasks that need the same weights lock
+        fewer new ones). task: its name, default ``task1`` and so on. Memory: one float32 per
+        eligible parameter, and nothing that grows with the model beside it.
+
+        Raises `SkillStackError` for batches without labels, without gradients, or when every
+        eligible parameter is locked already; then nothing has changed. Warns when fewer than a
+        tenth of them are left.
+        """
+        task = f"task{len(self.tasks) + 1}" if task is None else task
+        if task in self.tasks:
+            raise SkillStackError(f"task {task!r} has a mask already")
+        if self._locked() == self._total():
+            raise SkillStackError(
+                f"no capacity left for {task!r}: all {self._total():,} eligible parameters are "
+                "locked; use a smaller sparsity"
+            )
+        scores = self._scores(dataloader, n_batches)
+        k = round(self.sparsity * self._total())
+        anew: dict[str, Tensor] = {}
+        if k:
+            # At a share of 1 even what had no gradient is locked.
+            everything = k == self._total()
+            threshold = 0.0 if everything else kth_largest(scores.values(), k)
+            for name, score in scores.items():
+                top = score >= threshold if everything else (score >= threshold) & (score > 0)
+                if name in self._bits:
+                    top &= ~unpack(self._bits[name], top.shape)
+                if top.any():
+                    anew[name] = pack(top)
+        self._add(task, anew)
+        stats = self.stats()
+        if stats["frozen_pct"] > 100 * FULL:
+            warnings.warn(
+                f"BitStack: {stats['frozen_pct']:.0f} % of the eligible parameters are locked "
+                f"after {task!r}; little is left for further tasks",
+                stacklevel=2,
+            )
+        return stats
+
+    def _scores(self, dataloader: Iterable[Mapping], n_batches: int) -> dict[str, Tensor]:
+        """Sum of |gradient| over the batches, float32, for each eligible parameter."""
+        if n_batches < 1:
+            raise SkillStackError(f"n_batches must be at least 1, got {n_batches}")
+        parameters = list(self._eligible.values())
+        scores: list[Tensor | None] = [None] * len(parameters)
+        was_training, seen = self.model.training, 0
+        self.model.eval()  # no dropout: the ranking repeats
+        try:
+            for batch in itertools.islice(dataloader, n_batches):
+                loss = self._loss(batch)
+                # Not `backward`: gradients that the user is accumulating stay as they are.
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for i, gradient in enumerate(gradients):
+                    if gradient is not None:
+                        size = gradient.detach().abs_().float()
+                        scores[i] = size if scores[i] is None else scores[i].add_(size)
+                seen += 1
+        finally:
+            self.model.train(was_training)
+        if not seen:
+            raise SkillStackError("the dataloader gave no batch")
+        if not any(score is not None and bool((score > 0).any()) for score in scores):
+            raise SkillStackError("no gradient reached an eligible parameter")
+        if not all(score is None or bool(score.isfinite().all()) for score in scores):
+            raise SkillStackError("gradients are not finite; nothing was locked")
+        return {
+            name: torch.zeros_like(parameter, dtype=torch.float32) if score is None else score
+            for (name, parameter), score in zip(self._eligible.items(), scores, strict=True)
+        }
+
+    def _loss(self, batch: Mapping) -> Tensor:
+        if not isinstance(batch, Mapping):
+            raise SkillStackError(
+                f"batches must be mappings of the model's arguments, got {type(batch).__name__}"
+            )
+        device = next(iter(self._eligible.values())).device
+        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        output = self.model(**batch)
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if loss is None:
+            raise SkillStackError(
+                f"the model returned no loss for a batch of {', '.join(batch)}: are the labels "
+                "missing?"
+            )
+        return loss
+
+    def _add(self, task: str, anew: dict[str, Tensor]) -> None:
+        self.tasks.append(task)
+        self._task_bits.append(anew)
+        for name, bits in anew.items():
+            self._bits[name] = self._bits[name] | bits if name in self._bits else bits.clone()
+            parameter = self._eligible[name].detach()
+            self._values[name] = parameter[unpack(self._bits[name], parameter.shape)]
+
+    # ---------------------------------------------------------------- keeping it locked
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Write the locked weights back, bit for bit.
+
+        Every torch optimizer's step does so by itself; needed only after weights were changed by
+        other hands, such as a loaded checkpoint.
+        """
+        self._restore(self._bits)
+
+    def _restore(self, names: Iterable[str]) -> None:
+        for name in names:
+            parameter = self._eligible[name]
+            mask = unpack(self._bits[name], parameter.shape)
+            parameter.masked_scatter_(mask, self._values[name].to(parameter))
+
+    def callback(self):
+        """A `transformers.TrainerCallback` that restores after every step, as the published one
+        does. Harmless, and not needed: the optimizer hook has done it."""
+        from transformers import TrainerCallback
+
+        bitstack = self
+
+        class RestoreLocked(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                bitstack.restore()
+
+        return RestoreLocked()
+
+    def close(self) -> None:
+        """Remove all hooks: everything may be trained again."""
+        _remove(self.handles)
+
+    # ---------------------------------------------------------------- looking in
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Name -> boolean tensor of what is locked, unpacked anew on each access."""
+        return {n: unpack(bits, self._eligible[n].shape) for n, bits in self._bits.items()}
+
+    def task_masks(self, task: str) -> dict[str, Tensor]:
+        """Name -> boolean tensor of what one task locked first."""
+        if task not in self.tasks:
+            raise SkillStackError(f"unknown task {task!r} (known: {', '.join(self.tasks)})")
+        bits = self._task_bits[self.tasks.index(task)]
+        return {name: unpack(b, self._eligible[name].shape) for name, b in bits.items()}
+
+    def stats(self) -> dict[str, float]:
+        """locked, total (all parameters), eligible (counts); locked_pct (of total), frozen_pct (of
+        eligible); free (eligible and not locked); mask_bytes (of the cumulative masks),
+        task_mask_bytes (of the tasks' own), value_bytes (of the kept weights)."""
+        total = sum(p.numel() for p in self.model.parameters())
+        locked, eligible = self._locked(), self._total()
+
+        def nbytes(tensors) -> int:
+            return sum(t.numel() * t.element_size() for t in tensors)
+
+        return {
+            "locked": locked,
+            "total": total,
+            "eligible": eligible,
+            "locked_pct": 100 * locked / total,
+            "frozen_pct": 100 * locked / eligible,
+            "free": eligible - locked,
+            "mask_bytes": nbytes(self._bits.values()),
+            "task_mask_bytes": sum(nbytes(bits.values()) for bits in self._task_bits),
+            "value_bytes": nbytes(self._values.values()),
+        }
+
+    def _locked(self) -> int:
+        return sum(values.numel() for values in self._values.values())
+
+    def _total(self) -> int:
+        return sum(parameter.numel() for parameter in self._eligible.values())
+
+    # ---------------------------------------------------------------- disk
+
+    def save(self, path: str | Path) -> Path:
+        """Write masks, tasks and locked weights to one safetensors file, whole or not at all."""
+        path = Path(path)
+        tensors = {f"values:{name}": values for name, values in self._values.items()}
+        for i, bits in enumerate(self._task_bits):
+            tensors |= {f"{i}:{name}": b for name, b in bits.items()}
+        facts = {"sparsity": self.sparsity, "exclude": self.exclude, "tasks": self.tasks}
+        facts["shapes"] = {name: list(p.shape) for name, p in self._eligible.items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            content = safetensors.torch.save(tensors, {"bitstack": json.dumps(facts)})
+            write_atomic(path, content)
+        except OSError as error:
+            raise SkillStackError(f"cannot write {path}: {explain(error)}") from None
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, model: torch.nn.Module) -> BitStack:
+        """The saved masks on a model of the same parameters; its locked weights are written in.
+
+        Raises `SkillStackError` if the file is damaged or belongs to another model.
+        """
+        path = Path(path)
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["bitstack"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            bitstack = cls(model, facts["sparsity"], facts["exclude"])
+            shapes = {name: list(p.shape) for name, p in bitstack._eligible.items()}
+            tasks, saved = list(facts["tasks"]), facts["shapes"]
+        except FileNotFoundError:
+            raise SkillStackError(f"{path} is missing") from None
+        except SkillStackError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise SkillStackError(f"{path} holds no BitStack: {error}") from None
+        if shapes != saved:
+            odd = sorted(n for n in shapes.keys() | saved.keys() if shapes.get(n) != saved.get(n))
+            bitstack.close()
+            raise SkillStackError(f"{path} belongs to another model: {odd[0]} differs")
+        for i, task in enumerate(tasks):
+            mine = {k.partition(":")[2]: t for k, t in tensors.items() if k.startswith(f"{i}:")}
+            bitstack._add(task, {n: t.to(bitstack._eligible[n].device) for n, t in mine.items()})
+        for name, values in bitstack._values.items():
+            bitstack._values[name] = tensors[f"values:{name}"].to(values)
+        bitstack.restore()
+        return bitstack
+
+
+def _zeroing_hook(me: weakref.ref, name: str):
+    def hook(parameter: Tensor) -> None:
+        bitstack = me()
+        if bitstack is None:
+            return
+        bitstack.hook_calls += 1
+        if name in bitstack._bits:  # clipping and moments must not see locked weights
+            mask = unpack(bitstack._bits[name], parameter.shape)
+            parameter.grad.masked_fill_(mask, 0.0)
+
+    return hook
+
+
+def _restoring_hook(me: weakref.ref):
+    def hook(optimizer, args, kwargs) -> None:
+        bitstack = me()
+        if bitstack is None or not bitstack._bits:
+            return
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        with torch.no_grad():
+            bitstack._restore(n for n in bitstack._bits if id(bitstack._eligible[n]) in moved)
+
+    return hook
+
+
+def _remove(handles: list) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
