@@ -36,6 +36,9 @@ _CHUNK = 1 << 24  # values ranked at a time: 64 MiB of float32
 # Byte -> its eight bits as booleans, eight of them read as one int64: unpacking is one gather.
 _BITS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).to(torch.bool)
 _BITS_OF_BYTE = _BITS.contiguous().view(torch.int64).flatten()
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a float
+# Byte -> eight integers, 0 where its bit is set and all ones (-1) where not.
+_KEEP_OF_BYTE = {size: _BITS.to(kind) - 1 for size, kind in _INTEGERS.items()}
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -49,6 +52,14 @@ def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
     """The boolean mask that `pack` packed."""
     table = _BITS_OF_BYTE.to(bits.device)
     return table.index_select(0, bits.int()).view(torch.bool)[: shape.numel()].view(shape)
+
+
+def zero_locked(values: Tensor, bits: Tensor) -> None:
+    """Set the packed mask's values to 0 in place: a bitwise and, several times as fast on the CPU
+    as `masked_fill_`."""
+    table = _KEEP_OF_BYTE[values.element_size()].to(bits.device)
+    keep = table.index_select(0, bits.int()).flatten()[: values.numel()].view(values.shape)
+    values.view(keep.dtype).bitwise_and_(keep)
 
 
 def kth_largest(scores: Iterable[Tensor], k: int) -> float:
@@ -179,7 +190,7 @@ class BitStack:
             raise SkillStackError(f"n_batches must be at least 1, got {n_batches}")
         parameters = list(self._eligible.values())
         scores: list[Tensor | None] = [None] * len(parameters)
-        was_training, seen = self.model.training, 0
+        modes, seen = {module: module.training for module in self.model.modules()}, 0
         self.model.eval()  # no dropout: the ranking repeats
         try:
             for batch in itertools.islice(dataloader, n_batches):
@@ -192,7 +203,8 @@ class BitStack:
                         scores[i] = size if scores[i] is None else scores[i].add_(size)
                 seen += 1
         finally:
-            self.model.train(was_training)
+            for module, training in modes.items():  # a part may be in another mode than the whole
+                module.training = training
         if not seen:
             raise SkillStackError("the dataloader gave no batch")
         if not any(score is not None and bool((score > 0).any()) for score in scores):
@@ -362,8 +374,7 @@ def _zeroing_hook(me: weakref.ref, name: str):
             return
         bitstack.hook_calls += 1
         if name in bitstack._bits:  # clipping and moments must not see locked weights
-            mask = unpack(bitstack._bits[name], parameter.shape)
-            parameter.grad.masked_fill_(mask, 0.0)
+            zero_locked(parameter.grad, bitstack._bits[name])
 
     return hook
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skillstack_helpers import SkillStackError
-from skillstack_helpers.bitstack import BitStack, kth_largest, pack, unpack
+from skillstack_helpers.bitstack import BitStack, kth_largest, pack, unpack, zero_locked
 
 
 class Tiny(torch.nn.Module):
@@ -83,6 +83,18 @@ def test_packing_keeps_the_shape_and_the_order():
     mask = torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]], dtype=torch.bool)
     assert pack(mask).tolist() == [1, 3]  # bits 0; 8 and 9
     assert torch.equal(unpack(pack(mask), mask.shape), mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 5), (8,), (1,), (2, 3, 4)])
+def test_zeroing_is_masked_fill_in_any_layout(dtype, shape):
+    torch.manual_seed(0)
+    values, mask = torch.randn(shape).to(dtype), torch.rand(shape) < 0.5
+    turned = torch.randn(shape[::-1]).to(dtype).T if len(shape) == 2 else values.clone()
+    for tensor in (values, turned):
+        expected = tensor.masked_fill(mask, 0.0)
+        zero_locked(tensor, pack(mask))
+        assert torch.equal(tensor, expected)
 
 
 floats = st.floats(0, 2.0**100, width=32)
@@ -164,13 +176,14 @@ def test_masks_accumulate_and_each_task_can_be_read_back():
 
 def test_updating_is_deterministic_and_leaves_gradients_and_mode_alone():
     model = Tiny().train()
+    model.body.eval()  # a frozen part, say
     next_batch = next(batches(1, seed=9))
     model(**next_batch)["loss"].backward()
     held = {n: p.grad.clone() for n, p in model.named_parameters()}
     one, two = BitStack(model), BitStack(model)
     one.update(batches())
     two.update(batches())
-    assert model.training
+    assert model.training and not model.body.training and model.up.training
     assert all(torch.equal(p.grad, held[n]) for n, p in model.named_parameters())
     assert all(torch.equal(m, two.masks[n]) for n, m in one.masks.items())
 
