@@ -70,6 +70,12 @@ class Backbone:
         little from it in so few steps; docs/log.md has the search."""
         return 2e-4 if self.hidden_size >= 2048 else 5e-4 if self.hidden_size >= 512 else 2e-3
 
+    @property
+    def full_lr(self) -> float:
+        """Default peak learning rate where all weights are trained: a tenth of LoRA's (Schulman et
+        al. 2025, "LoRA without regret")."""
+        return self.lr / 10
+
     def identity(self) -> dict:
         """What must agree between a saved stack and the backbone it is loaded on."""
         return {

@@ -7,6 +7,8 @@ LoRA slot and keep a head per task, which the one who asks must name: the task i
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,6 +20,7 @@ from tqdm.auto import tqdm
 
 from . import SkillStackError, training
 from .backbones import Backbone
+from .bitstack import BitStack
 from .config import RunConfig, did_you_mean
 from .frames import Evaluation
 from .tasks import TaskData
@@ -99,7 +102,7 @@ class Sequential:
         config = self.config
         settings = dict(epochs=config.epochs, lr=config.lr or self.backbone.lr)
         settings |= dict(batch_size=config.batch_size, rng=rng, progress=progress)
-        losses = training.train(self.backbone, **settings, **plan)
+        losses = training.train(self.backbone, **(settings | plan))
         self.updates += len(losses)
         return losses
 
@@ -528,6 +531,86 @@ class OLoRA(Sequential):
             return plan
         penalty = {"penalty": lambda: self.strength * self.overlap()}
         return plan | penalty | {"after_backward": self.freeze_earlier}
+
+
+class FineTuning(Sequential):
+    """All weights of a copy of the backbone trained through the stream, a head per task.
+
+    sparsity: None, or the share of the weights that a `BitStack` locks after each task, ranked on
+    `n_batches` batches of the task's training rows.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: RunConfig,
+        sparsity: float | None = None,
+        n_batches: int = 32,
+    ):
+        if backbone.quantize:
+            raise SkillStackError(f"{backbone.quantize} weights cannot be trained; quantize=None")
+        model = copy.deepcopy(backbone.model)
+        model = (model.unload() if hasattr(model, "unload") else model).requires_grad_(True)
+        own = dataclasses.replace(backbone, model=model, _lora={}, _shape=None, _embedded={})
+        super().__init__(own, config)
+        self.n_batches = n_batches
+        self._classifier = _Classifier(own)
+        self.bitstack = None if sparsity is None else BitStack(self._classifier, sparsity)
+
+    def _attach(self, tasks: int) -> None:
+        pass
+
+    def _start(self) -> None:
+        pass
+
+    def _activate(self, task: str) -> None:
+        pass
+
+    def _plan(self, task, ids, labels, rng) -> dict:
+        body = {"body": list(self.backbone.model.parameters())}
+        lr = {"lr": self.config.lr or self.backbone.full_lr}
+        return super()._plan(task, ids, labels, rng) | body | lr
+
+    def _finish(self, data, ids, rng) -> None:
+        if self.bitstack is None:
+            return
+        labels, device = data.labels("train"), self.backbone.device
+
+        def batches():
+            for rows in training.train_batches(
+                [len(row) for row in ids], self.config.batch_size, rng
+            ):
+                inputs = training.pad([ids[i] for i in rows], self.backbone.pad_id, device)
+                targets = torch.tensor(labels[rows], device=device)
+                yield dict(zip(("input_ids", "attention_mask"), inputs, strict=True)) | {
+                    "labels": targets
+                }
+
+        self.backbone.model.requires_grad_(True)
+        self._classifier.score = self.heads[data.name]
+        self.bitstack.update(batches(), self.n_batches, data.name)
+        self.backbone.model.requires_grad_(False)
+
+    def _adapter_size(self) -> int:
+        return sum(p.numel() for p in self.backbone.model.parameters())
+
+    @property
+    def stored_bytes(self) -> int:
+        masks = 0 if self.bitstack is None else self.bitstack.stats()["task_mask_bytes"]
+        return super().stored_bytes + masks
+
+
+class _Classifier(torch.nn.Module):
+    """The backbone under the present head, as `BitStack` asks for it: batch in, loss out."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.body, self._features = backbone.model, backbone.features
+        self.score: torch.nn.Linear | None = None
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict:
+        scores = self.score(self._features(input_ids, attention_mask))  # (batch, classes)
+        return {"loss": torch.nn.functional.cross_entropy(scores, labels)}
 
 
 class TfidfLogistic:

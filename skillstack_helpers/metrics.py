@@ -38,7 +38,7 @@ def backward_transfer(acc: ArrayLike) -> float:
 
 def final_drop(acc: ArrayLike) -> float:
     """-BWT: what the published tables call forgetting."""
-    return -backward_transfer(acc)
+    return 0.0 - backward_transfer(acc)  # never -0.0
 
 
 def forgetting(acc: ArrayLike) -> float:

@@ -477,6 +477,84 @@ def baseline_table(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
     return table.fillna("")
 
 
+_BITSTACK_COLUMNS = {  # heading -> metric, factor
+    "points lost": ("final_drop", 100),
+    "forgetting (pp)": ("forgetting", 100),
+    "learned (%)": ("learned", 100),
+    "at the end (%)": ("acc", 100),
+    "first task at the end (%)": ("first_task", 100),
+    "locked (% of all)": ("locked_pct", 1),
+    "stored beside heads (MB)": ("stored_bytes", 1e-6),
+}
+
+
+def bitstack_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The methods of notebook 05 above the published ones: mean [95 % interval] over seeds.
+
+    metrics: rows of finished runs of notebook 05 on one preset and model. Index: who, method.
+    Columns: points lost on earlier tasks (the publication's forgetting), forgetting after Chaudhry
+    et al., accuracy right after learning and at the end, share locked at the end, bytes.
+    """
+    last = metrics[metrics["metric"].eq("locked_pct")].groupby("run_id", sort=False).tail(1)
+    whole = metrics[metrics["eval_task"].eq("") & metrics["trained_through"].eq("")]
+    found = over_seeds(pd.concat([whole, last]), ["method", "metric"])
+    rows = {}
+    for method in dict.fromkeys(metrics["method"]):
+        row = {"seeds": str(int(found.loc[method, "acc"]["seeds"]))}
+        for heading, (metric, scale) in _BITSTACK_COLUMNS.items():
+            known = (method, metric) in found.index
+            row[heading] = _interval(found.loc[method, metric], scale) if known else ""
+        rows["measured here", method] = row
+    published = load_reference()
+    published = published[published["section"].eq("results_table")]
+    published = published[published["preset"].isin(metrics["preset"])]
+    headings = {"avg_forgetting": "points lost", "accuracy_final": "first task at the end (%)"}
+    headings |= {"locked_share": "locked (% of all)"}
+    for row in published.itertuples():
+        if row.metric in headings:
+            cells = rows.setdefault((f"published: {row.model}", row.method), {})
+            cells[headings[row.metric]] = row.value
+    table = pd.DataFrame.from_dict(rows, "index").fillna("")
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["who", "method"])
+    return table.sort_index(kind="stable")
+
+
+def share_curve(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Points lost and accuracy learned against BitStack's share, for `plotting.curves`.
+
+    metrics: as for `bitstack_table`. Columns: router (the line's label), share, metric (``drop`` or
+    ``learned``), percent: a line per seed, and the published one.
+    """
+    whole = metrics[metrics["eval_task"].eq("") & metrics["trained_through"].eq("")]
+    here = whole[whole["method"].str.match(r"baseline$|bitstack_")]
+    names = {"final_drop": "drop", "learned": "learned"}
+    here = here[here["metric"].isin(names)]
+    ours = pd.DataFrame(
+        {
+            "router": "seed " + here["seed"].astype(str),
+            "share": here["method"].str.extract(r"_([\d.]+)")[0].astype(float).fillna(0.0),
+            "metric": here["metric"].map(names),
+            "percent": 100 * here["value"],
+        }
+    )
+    published = load_reference()
+    published = published[
+        published["section"].eq("results_table")
+        & published["metric"].eq("avg_forgetting")
+        & published["preset"].isin(metrics["preset"])
+    ]
+    theirs = pd.DataFrame(
+        {
+            "router": "published, " + published["model"],
+            "share": published["method"].str.extract(r"_([\d.]+)")[0].astype(float).fillna(0.0),
+            "metric": "drop",
+            "percent": pd.to_numeric(published["value"]),
+        }
+    )
+    both = pd.concat([ours, theirs], ignore_index=True)
+    return both.sort_values(["router", "share"], kind="stable", ignore_index=True)
+
+
 def order_table(metrics: pd.DataFrame) -> pd.DataFrame:
     """Other streams of notebook 04 beside the published ones, percent, mean ± deviation over seeds.
 
@@ -539,9 +617,9 @@ def _spread(values: pd.Series, digits: int) -> str:
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
 
 
-def _interval(row: pd.Series) -> str:
-    """A row of `over_seeds` in percent: mean [low, high]."""
-    mean, low, high = 100 * row[["mean", "low", "high"]]
+def _interval(row: pd.Series, scale: float = 100) -> str:
+    """A row of `over_seeds`, in percent by default: mean [low, high]."""
+    mean, low, high = scale * row[["mean", "low", "high"]]
     return f"{mean:.1f}" if math.isnan(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
@@ -658,6 +736,9 @@ def readme_tables(name: str) -> str:
     elif kind == "baselines":
         here = runs["preset"].eq(preset) & runs["run_id"].str.startswith("04_baselines-")
         table = baseline_table(runs[here], preset)
+    elif kind == "bitstack":
+        here = runs["preset"].eq(preset) & runs["run_id"].str.startswith("05_bitstack-")
+        table = bitstack_table(runs[here])
     elif name == "orders":
         table = order_table(runs[runs["run_id"].str.startswith("04_baselines-")])
     elif kind == "probe":

@@ -70,6 +70,7 @@ def train(
     lr: float,
     batch_size: int,
     rng: np.random.Generator,
+    body: Sequence[torch.nn.Parameter] | None = None,
     owners: np.ndarray | None = None,
     rehearse: Callable[[], np.ndarray] | None = None,
     n_new: int | None = None,
@@ -78,7 +79,7 @@ def train(
     description: str = "train",
     progress: Callable = tqdm,
 ) -> list[float]:
-    """Train the LoRA slot and the heads on cross-entropy; returns that loss of every step.
+    """Train the LoRA slot (or `body`) and heads on cross-entropy; returns the loss of every step.
 
     AdamW without weight decay, gradient norm clipped at 1, learning rate up over the first tenth
     of the steps and then linearly down to zero. Deterministic on the CPU for a given `rng` and
@@ -90,7 +91,8 @@ def train(
     """
     heads = [heads] if isinstance(heads, torch.nn.Linear) else list(heads)
     owners = np.zeros(len(ids), dtype=np.int64) if owners is None else owners
-    parameters = [*backbone.lora_parameters.values(), *(p for h in heads for p in h.parameters())]
+    body = list(backbone.lora_parameters.values() if body is None else body)
+    parameters = [*body, *(p for head in heads for p in head.parameters())]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     lengths = [len(row) for row in ids[:n_new]]
     batches = [b for _ in range(epochs) for b in train_batches(lengths, batch_size, rng)]

@@ -13,6 +13,7 @@ from skillstack_helpers import SkillStackError, baselines, training
 from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.baselines import (
     EWC,
+    FineTuning,
     GatedEWCReplay,
     GenerativeReplay,
     Independent,
@@ -334,6 +335,8 @@ def test_generative_replay_writes_its_own_rows(model_dirs, stream, config):
     again = GenerativeReplay(decoder, config, n_pseudo=5, max_new=6)
     again.learn(stream[0])
     assert again.texts["imdb"] == learner.texts["imdb"]  # the same seed, the same texts
+    plain = learned(Sequential(decoder, config), stream[:2])
+    assert learner.updates == plain.updates and not torch.equal(vector(learner), vector(plain))
 
 
 def test_what_is_written_depends_on_the_adapter_and_follows_the_model(model_dirs):
@@ -451,6 +454,47 @@ def test_olora_sums_the_adapters(backbone, stream, config):
     scale = config.lora_alpha / config.lora_r
     by_hand = module.base_layer(x) + scale * (x @ A[:4].T @ B[:, :4].T + x @ A[4:].T @ B[:, 4:].T)
     torch.testing.assert_close(module(x), by_hand, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------ full fine-tuning, BitStack
+
+
+def test_fine_tuning_trains_a_copy(backbone, stream, config):
+    before = {n: p.clone() for n, p in backbone.model.named_parameters()}
+    backbone.attach(4, 8)  # the slot of others is not carried into the copy
+    learner = learned(FineTuning(backbone, config), stream[:2])
+    own = dict(learner.backbone.model.named_parameters())
+    assert not any("lora" in name for name in own) and own.keys() == before.keys()
+    moved = [name for name in before if not torch.equal(own[name], before[name])]
+    assert any("embeddings" in name for name in moved) and any("query" in name for name in moved)
+    kept = {n.replace(".base_layer", "").removeprefix("base_model.model."): p
+            for n, p in backbone.model.named_parameters() if "lora" not in n}  # fmt: skip
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+    assert learner.trained_parameters > sum(p.numel() for p in own.values())
+    assert 0 <= learner.evaluate(stream[0]).accuracy <= 1
+
+
+def test_bitstack_locks_through_the_stream(backbone, stream, config):
+    learner = FineTuning(backbone, config, sparsity=0.3)
+    learner.learn(stream[0])
+    masks = learner.bitstack.masks
+    assert learner.bitstack.stats()["frozen_pct"] == pytest.approx(30, abs=0.1)
+    named = dict(learner._classifier.named_parameters())
+    before = {n: named[n].detach().clone() for n in masks}
+    learner.learn(stream[1])
+    assert all(torch.equal(named[n][masks[n]], before[n][masks[n]]) for n in masks)
+    assert any(not torch.equal(named[n], before[n]) for n in masks)
+    assert learner.bitstack.tasks == ["imdb", "agnews"]
+    assert learner.bitstack.hook_calls > 0
+    plain = learned(FineTuning(backbone, config), stream[:2])
+    assert learner.stored_bytes > plain.stored_bytes
+    free = next(n for n in masks if (~masks[n]).any())
+    assert not torch.equal(dict(plain._classifier.named_parameters())[free], named[free])
+
+
+def test_four_bit_weights_cannot_be_trained(backbone, config):
+    with pytest.raises(SkillStackError, match="nf4 weights cannot be trained"):
+        FineTuning(dataclasses.replace(backbone, quantize="nf4"), config)
 
 
 # ------------------------------------------------------------------ TF-IDF

@@ -116,6 +116,25 @@ def test_baselines_notebook_runs_all_methods_and_resumes(tmp_path, model_dirs, d
     assert "generative_replay is left out" in text and "is an encoder" in text
 
 
+def test_bitstack_notebook_runs_every_share(tmp_path, model_dirs, data_dir):
+    given = {"preset": "two_task", "model": str(model_dirs["bert"]), "lora_r": 4}
+    done = papermill("05_bitstack", tmp_path, data_dir=data_dir, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = results.load_runs(tmp_path / "runs")
+    shares = [f"bitstack_{share}" for share in ("0.05", "0.10", "0.12", "0.15", "0.20")]
+    assert set(runs["method"]) == {"baseline", *shares, "ewc", "frames"}
+    assert not runs["value"].isna().any()
+    frozen = runs[runs["metric"].eq("frozen_pct") & runs["trained_through"].eq("imdb")]
+    frozen = frozen.set_index("method")["value"]
+    assert [round(frozen[name], 1) for name in shares] == [5, 10, 12, 15, 20]
+    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    text = "".join(o.get("text", "") for o in outputs)
+    assert "locked weights bit-equal: True" in text
+
+
 @pytest.mark.parametrize(
     "parameters, words",
     [

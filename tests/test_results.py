@@ -294,6 +294,35 @@ def test_order_table_by_hand():
     assert "measured here" not in two.xs("standard4, mean of the orders", level="stream").index
 
 
+def bitstack_rows():
+    tables = []
+    for method, drop in (("baseline", 0.2), ("bitstack_0.10", 0.1)):
+        for seed, up in ((1, 0.0), (2, 0.02)):
+            values = {("final_drop", "", ""): drop + up, ("acc", "", ""): 0.5}
+            values |= {("learned", "", ""): 0.6, ("first_task", "", ""): 0.7}
+            if method != "baseline":
+                values |= {("locked_pct", "imdb", ""): 3.0, ("locked_pct", "yahoo", ""): 6.0}
+            tables.append(method_rows(method, values, seed, "bitstack5"))
+    return pd.concat(tables)
+
+
+def test_bitstack_table_by_hand():
+    table = results.bitstack_table(bitstack_rows())
+    assert table.loc[("measured here", "baseline"), "points lost"] == "21.0 [20.0, 22.0]"
+    ours = table.loc["measured here", "bitstack_0.10"]
+    assert ours["locked (% of all)"] == "6.0 [6.0, 6.0]" and ours["seeds"] == "2"  # the last task's
+    assert table.loc[("published: gpt2", "baseline"), "points lost"] == 14.5
+    assert table.loc[("published: gpt2", "bitstack_0.12"), "first task at the end (%)"] == 73.2
+    assert not table.isna().any().any()
+
+
+def test_share_curve_by_hand():
+    curve = results.share_curve(bitstack_rows())
+    lost = curve[curve["metric"].eq("drop")].set_index(["router", "share"])["percent"]
+    assert lost["seed 2", 0.0] == pytest.approx(22) and lost["seed 1", 0.1] == pytest.approx(10)
+    assert lost["published, gpt2", 0.0] == 14.5 and lost["published, gpt2", 0.12] == 3.8
+
+
 def test_find_stack_wants_the_same_training(tmp_path):
     config = RunConfig(notebook="02_hard12", model="minilm", output_dir=str(tmp_path))
     folder = tmp_path / config.run_id() / "stack"
