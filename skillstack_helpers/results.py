@@ -439,8 +439,9 @@ def baseline_table(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
     learned = learned[learned["trained_through"].eq(learned["eval_task"])]
     learned = learned.pivot_table(index=seeds, columns="eval_task", values="value", sort=False)
     if "independent" in learned.index.get_level_values(0):
-        gain = learned.iloc[:, 1:] - learned.loc["independent"].iloc[:, 1:]
-        summary["transfer"] = gain.mean(axis=1)
+        gain = (learned - learned.loc["independent"]).iloc[:, 1:].mean(axis=1)
+        # What learned all at once has a last row only, and nothing to compare.
+        summary["transfer"] = gain.where(learned.notna().all(axis=1))
     per_task = metrics[metrics["eval_task"].ne("") & metrics["metric"].isin(["final", "routed"])]
     per_task = per_task.set_index(["metric", *seeds, "eval_task"])["value"].sort_index()
     rows = {}
@@ -449,6 +450,9 @@ def baseline_table(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
         row = {"seeds": str(len(mine))}
         for heading, (metric, scale, digits) in _BASELINE_COLUMNS.items():
             row[heading] = _spread(scale * mine[metric], digits) if metric in mine else ""
+        for heading, (metric, scale, digits) in _COST_COLUMNS.items():
+            if metric in mine:
+                row[heading] = f"{scale * mine[metric].mean():.{digits}f}"
         for heading, metric in _PAIRED_COLUMNS.items():
             if method in per_task[metric].index and (method, metric) != ("frames", "routed"):
                 pairs = per_task[metric, method] - per_task["routed", "frames"]
@@ -472,7 +476,7 @@ def baseline_table(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
             heading = "routed (%)" if method == "routed" else "task given (%)"
             table.loc[(who, name), heading] = value["accuracy"]
             if "avg_forgetting" in value:
-                table.loc[(who, name), "BWT (pp)"] = f"{-float(value['avg_forgetting']):.1f}"
+                table.loc[(who, name), "BWT (pp)"] = f"{0.0 - float(value['avg_forgetting']):.1f}"
     table.index = pd.MultiIndex.from_tuples(table.index, names=["who", "method"])
     return table.fillna("")
 
@@ -598,6 +602,8 @@ _BASELINE_COLUMNS = {  # heading -> metric, factor, digits
     "BWT (pp)": ("bwt", 100, 1),
     "forgetting (pp)": ("forgetting", 100, 1),
     "FWT (pp)": ("transfer", 100, 1),
+}
+_COST_COLUMNS = {  # the same for every seed, or nearly
     "trained (M)": ("trained_parameters", 1e-6, 2),
     "stored (MB)": ("stored_bytes", 1e-6, 1),
     "learning (s)": ("learning_seconds", 1, 0),

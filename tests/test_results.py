@@ -244,7 +244,9 @@ def baselines_of_two_seeds():
         ewc = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.6}
         ewc |= {("acc", "", ""): 0.5 + up, ("bwt", "", ""): -0.2, ("final", "", "a"): 0.4}
         ewc |= {("final", "", "b"): 0.6, ("routed", "", "a"): 0.4, ("routed", "", "b"): 0.5}
-        for method, values in (("frames", frames), ("independent", alone), ("ewc", ewc)):
+        joint = {("accuracy", "b", "b"): 0.9, ("acc", "", ""): 0.8}  # a last row only
+        named = {"frames": frames, "independent": alone, "ewc": ewc, "joint": joint}
+        for method, values in named.items():
             tables.append(method_rows(method, values, seed))
     return pd.concat(tables)
 
@@ -252,7 +254,8 @@ def baselines_of_two_seeds():
 def test_baseline_table_by_hand():
     table = results.baseline_table(baselines_of_two_seeds(), "hard8")
     ours = table.loc["measured here"]
-    assert list(ours.index) == ["frames", "independent", "ewc"]
+    assert list(ours.index) == ["frames", "joint", "independent", "ewc"]
+    assert ours.loc["joint", "FWT (pp)"] == "" and ours.loc["joint", "BWT (pp)"] == ""
     assert ours.loc["frames", "routed (%)"] == "65.0 ± 7.1"  # 60 and 70
     assert ours.loc["ewc", "task given (%)"] == "55.0 ± 7.1"
     assert ours.loc["ewc", "BWT (pp)"] == "-20.0 ± 0.0"
