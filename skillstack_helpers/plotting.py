@@ -156,12 +156,20 @@ def reliability(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def curves(
-    table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, ax: Axes | None = None, **scale
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    xlabel: str,
+    ylabel: str,
+    ax: Axes | None = None,
+    by: str = "router",
+    **scale,
 ) -> Axes:
-    """One line a router: columns router, `x` and `y`; scale: ``xscale``, ``yscale`` of the axes."""
+    """One line a value of column `by`, against columns `x` and `y`; scale: ``xscale``, ``yscale``
+    of the axes."""
     ax = _axes(ax, 7.4, 4.2)
-    for marker, (router, rows) in zip(MARKERS, table.groupby("router", sort=False), strict=False):
-        ax.plot(rows[x], rows[y], marker=marker, label=router)
+    for marker, (name, rows) in zip(MARKERS, table.groupby(by, sort=False), strict=False):
+        ax.plot(rows[x], rows[y], marker=marker, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, **scale)
     if scale.get("xscale") == "log":
         ticks = sorted(table[x].unique())

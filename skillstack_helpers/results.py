@@ -526,7 +526,7 @@ def bitstack_table(metrics: pd.DataFrame) -> pd.DataFrame:
 def share_curve(metrics: pd.DataFrame) -> pd.DataFrame:
     """Points lost and accuracy learned against BitStack's share, for `plotting.curves`.
 
-    metrics: as for `bitstack_table`. Columns: router (the line's label), share, metric (``drop`` or
+    metrics: as for `bitstack_table`. Columns: line (its label), share, metric (``drop`` or
     ``learned``), percent: a line per seed, and the published one.
     """
     whole = metrics[metrics["eval_task"].eq("") & metrics["trained_through"].eq("")]
@@ -535,7 +535,7 @@ def share_curve(metrics: pd.DataFrame) -> pd.DataFrame:
     here = here[here["metric"].isin(names)]
     ours = pd.DataFrame(
         {
-            "router": "seed " + here["seed"].astype(str),
+            "line": "seed " + here["seed"].astype(str),
             "share": here["method"].str.extract(r"_([\d.]+)")[0].astype(float).fillna(0.0),
             "metric": here["metric"].map(names),
             "percent": 100 * here["value"],
@@ -549,14 +549,14 @@ def share_curve(metrics: pd.DataFrame) -> pd.DataFrame:
     ]
     theirs = pd.DataFrame(
         {
-            "router": "published, " + published["model"],
+            "line": "published, " + published["model"],
             "share": published["method"].str.extract(r"_([\d.]+)")[0].astype(float).fillna(0.0),
             "metric": "drop",
             "percent": pd.to_numeric(published["value"]),
         }
     )
     both = pd.concat([ours, theirs], ignore_index=True)
-    return both.sort_values(["router", "share"], kind="stable", ignore_index=True)
+    return both.sort_values(["line", "share"], kind="stable", ignore_index=True)
 
 
 def order_table(metrics: pd.DataFrame) -> pd.DataFrame:

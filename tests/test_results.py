@@ -321,7 +321,7 @@ def test_bitstack_table_by_hand():
 
 def test_share_curve_by_hand():
     curve = results.share_curve(bitstack_rows())
-    lost = curve[curve["metric"].eq("drop")].set_index(["router", "share"])["percent"]
+    lost = curve[curve["metric"].eq("drop")].set_index(["line", "share"])["percent"]
     assert lost["seed 2", 0.0] == pytest.approx(22) and lost["seed 1", 0.1] == pytest.approx(10)
     assert lost["published, gpt2", 0.0] == 14.5 and lost["published, gpt2", 0.12] == 3.8
 
