@@ -733,7 +733,8 @@ def show(folder: Path) -> str:
 
 def readme_tables(name: str) -> str:
     """A table of the README as Markdown, from the committed runs: a preset's published columns,
-    ``routers_<preset>``, ``probe_<preset>`` or ``baselines_<preset>``."""
+    ``routers_<preset>``, ``probe_<preset>``, ``baselines_<preset>``, ``bitstack_<preset>`` or
+    ``orders``."""
     runs = load_runs()
     kind, _, preset = name.partition("_")
     if kind == "routers":
