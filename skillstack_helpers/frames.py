@@ -37,6 +37,7 @@ from .tasks import TaskData
 
 SCHEMA = 1
 ADAPTER, HEAD = "adapter_model.safetensors", "head.safetensors"
+PACKED = "packed.safetensors"  # an adapter that plain PEFT cannot read, see compression.py
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _BARE = "base_model.model."  # PEFT's prefix of adapter names on a bare AutoModel
 _SCORE = _BARE + "score.weight"  # where plain PEFT expects a decoder's head
@@ -80,19 +81,36 @@ class Frame:
     seconds: float  # training time
     versions: Mapping
     prefix: str  # of adapter names on disk, see Backbone.saved_prefix; in memory it is _BARE
+    storage: Mapping = field(default_factory=dict)  # of a compressed frame, see compression.py
     sha256: Mapping = field(default_factory=dict)  # file name -> digest, once saved
     folder: Path | None = None
     _weights: Weights | None = field(default=None, repr=False)
+    _packed: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # as PACKED has it
 
     def weights(self) -> Weights:
         """Adapter and head; raises `SkillStackError` if a file is not what was saved."""
         return self._weights if self._weights is not None else _read_weights(self)
 
     @property
+    def slot(self) -> tuple[int, int]:
+        """(r, alpha) of the LoRA slot the adapter fits."""
+        shape = self.storage or self.training
+        return shape["lora_r"], shape["lora_alpha"]
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of adapter and head."""
-        tensors = [*self.weights().lora.values(), *self.weights().head.values()]
+        """Bytes of adapter and head as stored; what is read from another frame's folder counts
+        there."""
+        tensors = [*self.weights().head.values(), *self._own_adapter().values()]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+    def _own_adapter(self) -> Mapping[str, Tensor]:
+        """The adapter's tensors that this frame itself keeps, as they are stored."""
+        if "format" not in self.storage:
+            return {} if self.storage.get("shares") else self.weights().lora
+        if self._weights is None:
+            return _load_tensors(self.folder / PACKED) if PACKED in self.sha256 else {}
+        return self._packed
 
 
 class SkillStack:
@@ -107,6 +125,10 @@ class SkillStack:
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
         self.frames: list[Frame] = []
+        # Frames that were left out and who answers for them: name -> {"to", "parent", ...}, and
+        # what was decided on which evidence; both written by compression.py.
+        self.dropped: dict[str, dict] = {}
+        self.decisions: list[dict] = []
 
     def __deepcopy__(self, memo) -> SkillStack:
         return self  # frames are immutable; scikit-learn's `clone` copies a router, not its stack
@@ -115,21 +137,28 @@ class SkillStack:
         return len(self.frames)
 
     def __contains__(self, name: str) -> bool:
-        return any(frame.name == name for frame in self.frames)
+        return name in self.dropped or any(frame.name == name for frame in self.frames)
 
     def __getitem__(self, name: str) -> Frame:
+        """The frame of that name, or the one that answers for it if it was dropped."""
+        answering = name
+        while answering in self.dropped:
+            answering = self.dropped[answering]["to"]
         for frame in self.frames:
-            if frame.name == name:
+            if frame.name == answering:
                 return frame
-        names = [frame.name for frame in self.frames]
+        names = [frame.name for frame in self.frames] + list(self.dropped)
         raise SkillStackError(f"unknown frame {name!r}{did_you_mean(str(name), names)}")
 
     def chain(self) -> list[Frame]:
-        """The frames from the latest along the parents to the root."""
+        """The frames from the latest along the parents to the root, dropped ones left out."""
         walk, name = [], self.frames[-1].name if self.frames else None
         while name is not None:
-            walk.append(self[name])
-            name = walk[-1].parent
+            if name in self.dropped:
+                name = self.dropped[name]["parent"]
+            else:
+                walk.append(self[name])
+                name = walk[-1].parent
         return walk
 
     # ------------------------------------------------------------------ learning
@@ -208,8 +237,8 @@ class SkillStack:
         head: whose head, also one or one per text (default: the frame's).
         """
         texts = list(texts)
-        frames = _per_text(frame, texts)
-        heads = frames if head is None else _per_text(head, texts)
+        frames = self._answering(frame, texts)
+        heads = frames if head is None else self._answering(head, texts)
         asked = list(dict.fromkeys(zip(frames, heads, strict=True)))
         width = max((len(self[name].label_names) for _, name in asked), default=0)
         labels = np.zeros(len(texts), dtype=np.int64)
@@ -228,7 +257,7 @@ class SkillStack:
         return Prediction(labels, probabilities, label_names)
 
     def answer(self, texts: Sequence[str], router) -> pd.DataFrame:
-        """Route each text to a frame and let it answer.
+        """Route each text to a frame and let it, or the one that stands in for it, answer.
 
         Columns: frame, label, label_name, probability, router_score, depth, fallback.
         """
@@ -236,7 +265,7 @@ class SkillStack:
         prediction = self.predict(texts, list(routes["frame"]))
         return pd.DataFrame(
             {
-                "frame": routes["frame"].to_numpy(),
+                "frame": self._answering(list(routes["frame"]), list(texts)),
                 "label": prediction.labels,
                 "label_name": prediction.label_names,
                 "probability": prediction.probabilities.max(1, initial=0.0),
@@ -276,8 +305,14 @@ class SkillStack:
         labels = scores.argmax(1)
         return Evaluation(float((labels == data.labels("eval")).mean()), labels, scores)
 
+    def _answering(self, names: str | Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """The name of the frame that answers each text, object (n,)."""
+        names = _per_text(names, texts)
+        standing = {name: self[name].name for name in dict.fromkeys(names)}
+        return np.array([standing[name] for name in names], dtype=object)
+
     def _use_slot(self, r: int, alpha: int) -> None:
-        shapes = {(f.training["lora_r"], f.training["lora_alpha"]) for f in self.frames}
+        shapes = {f.slot for f in self.frames}
         if shapes and shapes != {(r, alpha)}:
             raise SkillStackError(
                 f"a chain keeps one LoRA shape: this stack has (r, alpha) {shapes.pop()}, "
@@ -287,7 +322,7 @@ class SkillStack:
 
     def _activate(self, adapter: Frame, holder: Frame) -> torch.nn.Linear:
         """Copy an adapter into the backbone's slot; returns the holder's head."""
-        self.backbone.attach(adapter.training["lora_r"], adapter.training["lora_alpha"])
+        self.backbone.attach(*adapter.slot)
         self.backbone.write_lora(adapter.weights().lora, str(adapter.folder or adapter.name))
         weights = holder.weights().head
         classes, hidden = weights["weight"].shape
@@ -334,6 +369,8 @@ class SkillStack:
         ]
         backbone = self.backbone.identity()
         manifest = {"schema_version": SCHEMA, "backbone": backbone, "frames": listed}
+        if self.dropped or self.decisions:
+            manifest |= {"dropped": self.dropped, "decisions": self.decisions}
         write_atomic(folder / "stack.json", json.dumps(manifest, indent=1) + "\n")
 
     def _save_frame(self, frame: Frame, folder: Path) -> Frame:
@@ -365,6 +402,11 @@ class SkillStack:
         from peft import LoraConfig
 
         weights, decoder = frame.weights(), self.backbone.kind == "decoder"
+        if "format" in frame.storage or frame.storage.get("shares"):  # nothing PEFT could open
+            (folder / HEAD).write_bytes(safetensors.torch.save(dict(weights.head)))
+            if own := frame._own_adapter():
+                (folder / PACKED).write_bytes(safetensors.torch.save(dict(own)))
+            return
         tensors = {n.replace(_BARE, frame.prefix, 1): t for n, t in weights.lora.items()}
         if decoder:
             tensors[_SCORE] = weights.head["weight"]
@@ -374,8 +416,8 @@ class SkillStack:
         (folder / ADAPTER).write_bytes(safetensors.torch.save(tensors))
         slot: LoraConfig = self.backbone.model.peft_config["default"]
         config = LoraConfig(
-            r=frame.training["lora_r"],
-            lora_alpha=frame.training["lora_alpha"],
+            r=frame.slot[0],
+            lora_alpha=frame.slot[1],
             lora_dropout=0.0,
             target_modules=sorted(slot.target_modules),
             exclude_modules=slot.exclude_modules,
@@ -405,6 +447,7 @@ class SkillStack:
                 f"{theirs.get(key)!r}, this one has {ours[key]!r}"
             )
         stack = cls(backbone)
+        stack.dropped, stack.decisions = manifest.get("dropped", {}), manifest.get("decisions", [])
         for entry in manifest["frames"]:
             path = folder / "frames" / entry["name"]
             frame = _read_frame(path)
@@ -427,6 +470,9 @@ class SkillStack:
             raise SkillStackError(f"{path}: name {frame.name!r} is taken")
         if frame.parent is not None and frame.parent not in self:
             raise SkillStackError(f"{path}: parent {frame.parent!r} does not come before it")
+        shares = frame.storage.get("shares")
+        if shares and shares not in [f.name for f in self.frames]:
+            raise SkillStackError(f"{path}: frame {shares!r}, whose adapter it reads, is missing")
         _verify_files(frame)
         self.frames.append(frame)
 
@@ -503,7 +549,30 @@ def _read_stack_json(folder: Path) -> dict:
         _checked_name(entry["name"])
     if not isinstance(manifest["backbone"], dict):
         raise SkillStackError(f"{path}: 'backbone' is not an object")
+    _check_dropped(path, manifest)
     return manifest
+
+
+def _check_dropped(path: Path, manifest: dict) -> None:
+    dropped, kept = manifest.get("dropped", {}), {e["name"] for e in manifest["frames"]}
+    if not isinstance(dropped, dict) or not isinstance(manifest.get("decisions", []), list):
+        raise SkillStackError(f"{path}: 'dropped' and 'decisions' are not an object and a list")
+    for name in dropped:
+        seen, answering = set(), name
+        while answering in dropped and answering not in seen:
+            seen.add(answering)
+            entry = dropped[answering]
+            if not isinstance(entry, dict) or not {"to", "parent"} <= entry.keys():
+                raise SkillStackError(f"{path}: dropped {answering!r} has no 'to' or 'parent'")
+            answering = entry["to"]
+        if answering not in kept or name in kept:
+            raise SkillStackError(f"{path}: no frame answers for the dropped {name!r}")
+        seen, parent = set(), name
+        while parent in dropped and parent not in seen:
+            seen.add(parent)
+            parent = dropped[parent]["parent"]
+        if parent in seen:
+            raise SkillStackError(f"{path}: the parents of the dropped {name!r} go in a circle")
 
 
 _FRAME_KEYS = tuple(f.name for f in dataclasses.fields(Frame))[:11]  # what frame.json carries
@@ -511,7 +580,8 @@ _FRAME_KEYS = tuple(f.name for f in dataclasses.fields(Frame))[:11]  # what fram
 
 def _facts(frame: Frame) -> dict:
     """What frame.json says of a frame beside the hashes, in JSON's own types."""
-    facts = {key: getattr(frame, key) for key in _FRAME_KEYS}
+    keys = (*_FRAME_KEYS, "storage") if frame.storage else _FRAME_KEYS
+    facts = {key: getattr(frame, key) for key in keys}
     facts = {key: dict(v) if isinstance(v, Mapping) else v for key, v in facts.items()}
     return {key: list(v) if isinstance(v, tuple) else v for key, v in facts.items()}
 
@@ -530,8 +600,11 @@ def _read_frame(folder: Path) -> Frame:
     for key in ("lora_r", "lora_alpha", "max_length"):
         if type(fields["training"].get(key)) is not int:
             raise SkillStackError(f"{path}: training has no integer {key!r}")
-    if ADAPTER not in fields["sha256"]:
-        raise SkillStackError(f"{path}: sha256 does not list {ADAPTER}")
+    storage = fields.get("storage", {})
+    _check_storage(path, storage)
+    needed = HEAD if "format" in storage or storage.get("shares") else ADAPTER
+    if needed not in fields["sha256"]:
+        raise SkillStackError(f"{path}: sha256 does not list {needed}")
     return Frame(
         name=fields["name"],
         task=fields["task"],
@@ -544,6 +617,7 @@ def _read_frame(folder: Path) -> Frame:
         seconds=fields["seconds"],
         versions=MappingProxyType(fields["versions"]),
         prefix=fields["prefix"],
+        storage=MappingProxyType(storage),
         sha256=MappingProxyType(fields["sha256"]),
         folder=folder,
     )
@@ -558,23 +632,74 @@ def _verify_files(frame: Frame) -> None:
             raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
 
 
-def _read_weights(frame: Frame) -> Weights:
-    path = frame.folder / ADAPTER
+def _check_storage(path: Path, storage) -> None:
+    if not isinstance(storage, dict):
+        raise SkillStackError(f"{path}: 'storage' is not an object")
+    if not storage:
+        return
+    for key in ("lora_r", "lora_alpha"):
+        if type(storage.get(key)) is not int:
+            raise SkillStackError(f"{path}: storage has no integer {key!r}")
+    if storage.get("format", "int8") not in ("int8", "basis"):
+        raise SkillStackError(f"{path}: unknown storage format {storage['format']!r}")
+    if storage.get("shares") is not None:
+        _checked_name(storage["shares"])
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = safetensors.torch.load_file(path)
-        if _SCORE in tensors:
-            head = {"weight": tensors.pop(_SCORE)}
-        else:
-            path = frame.folder / HEAD
-            head = safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise SkillStackError(f"{path} is missing") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise SkillStackError(f"{path} is not readable safetensors: {error}") from None
+
+
+def _read_weights(frame: Frame) -> Weights:
+    storage, plain = frame.storage, "format" not in frame.storage
+    file = ADAPTER if plain else PACKED
+    tensors, path = {}, frame.folder / HEAD
+    if storage.get("shares"):
+        tensors = _load_tensors(frame.folder.parent / storage["shares"] / file)
+        tensors.pop(_SCORE, None)  # the head of the frame that is read from
+    if file in frame.sha256:
+        path = frame.folder / file
+        tensors |= _load_tensors(path)
+    if _SCORE in tensors:
+        head = {"weight": tensors.pop(_SCORE)}
+    else:
+        path = frame.folder / HEAD
+        head = _load_tensors(path)
     shape = head["weight"].shape if "weight" in head else None
     if shape is None or len(shape) != 2 or shape[0] != len(frame.label_names):
         raise SkillStackError(
             f"{path}: the head does not have {len(frame.label_names)} classes: {shape}"
         )
+    if not plain:
+        try:
+            tensors = unpack(tensors, storage["format"])
+        except (KeyError, RuntimeError) as error:
+            raise SkillStackError(f"{frame.folder / file}: not a packed adapter: {error}") from None
     lora = {name.replace(frame.prefix, _BARE, 1): tensor for name, tensor in tensors.items()}
     return Weights(MappingProxyType(lora), MappingProxyType(head))
+
+
+def unpack(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
+    """A packed adapter as float32 LoRA tensors.
+
+    ``"int8"``: ``<name>`` int8 times ``<name>.scale``, one scale per component of the rank.
+    ``"basis"``: ``<module>.V`` (R, in) and ``<module>.U`` (out, R) of several frames, with the
+    frame's own ``<module>.core`` (R, R): B A = U core V.
+    """
+    lora = {}
+    if form == "int8":
+        for name in tensors:
+            if not name.endswith(".scale"):
+                lora[name] = tensors[name].float() * tensors[f"{name}.scale"]
+        return lora
+    for name in tensors:
+        if name.endswith(".core"):
+            module = name.removesuffix(".core")
+            lora[f"{module}.lora_A.weight"] = tensors[f"{module}.V"]
+            lora[f"{module}.lora_B.weight"] = tensors[f"{module}.U"] @ tensors[name]
+    return lora
