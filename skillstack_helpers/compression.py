@@ -644,7 +644,7 @@ class _Rule:
         self.rows = np.flatnonzero([task in stack for task in held_back.tasks])
         self.tasks = held_back.tasks[self.rows]
         self.picks = router.predict([held_back.texts[i] for i in self.rows])
-        self.before = held_back.right(stack, self.picks, self.rows)
+        self.stack = stack  # as it was; asked only about rows whose answer may change
         self.answering = self._frames(stack)
         spent = [d for d in stack.decisions if "total" in d and not d.get("undone")]
         self.spent = Loss(
@@ -661,9 +661,11 @@ class _Rule:
 
     def test(self, trial: SkillStack) -> dict:
         """Evidence for or against a stack; `total` to `gains` are what this step adds."""
-        after = self.held_back.right(trial, self.picks, self.rows)
         touched = self._frames(trial) != self.answering
-        call = paired_loss(self.before, after, self.tasks, touched)
+        before, after = np.zeros((2, len(self.rows)), dtype=bool)
+        for right, stack in ((before, self.stack), (after, trial)):
+            right[touched] = self.held_back.right(stack, self.picks[touched], self.rows[touched])
+        call = paired_loss(before, after, self.tasks, touched)
         whole = Loss(*(a + b for a, b in zip(self.spent, call, strict=True)))
         n_tasks = len(set(self.tasks))
         upper = 100 * float(whole.upper(n_tasks, self.confidence))

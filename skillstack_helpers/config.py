@@ -22,6 +22,8 @@ _OF_METHODS = {
     "ewc_strength": ("ewc", "ewc_replay"),
     "olora_strength": ("olora",),
     "buffer_size": ("replay", "ewc_replay", "generative_replay"),
+    "n_held_back": ("compression",),
+    "max_loss_pp": ("compression",),
 }
 
 
@@ -51,6 +53,8 @@ class RunConfig:
     ewc_strength: float | None = None  # weight of EWC's penalty; None: searched on routing rows
     olora_strength: float | None = None  # O-LoRA's λ1; None: searched on routing rows
     buffer_size: int = 200  # rows that replay may keep
+    n_held_back: int = 512  # rows per task that only the rule of compression.py sees
+    max_loss_pp: float = 1.0  # points of accuracy that compression may cost
     dtype: str = "auto"  # float32, bfloat16, or auto (bfloat16 on CUDA, else float32)
     quantize: str | None = None  # None or "nf4" (bitsandbytes)
     device: str = "auto"  # cpu, cuda, or auto
@@ -70,7 +74,7 @@ class RunConfig:
                 raise SkillStackError(f"{name} must be finite, got {value!r}")
         _check_names(self)
         at_least_one = ("n_train", "n_router", "n_eval", "epochs", "batch_size", "lora_r")
-        for name in (*at_least_one, "buffer_size"):
+        for name in (*at_least_one, "buffer_size", "n_held_back"):
             if getattr(self, name) < 1:
                 raise SkillStackError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lora_alpha < 1:
@@ -79,7 +83,7 @@ class RunConfig:
             raise SkillStackError(f"max_length must be at least 8 tokens, got {self.max_length}")
         if not 0 <= self.seed < 2**32:
             raise SkillStackError(f"seed must be in 0 .. 2**32 - 1, got {self.seed}")
-        for name in ("ewc_strength", "olora_strength"):
+        for name in ("ewc_strength", "olora_strength", "max_loss_pp"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise SkillStackError(f"{name} must not be negative, got {value}")
         if self.lr is not None and not 0 < self.lr < 1:

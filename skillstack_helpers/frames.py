@@ -414,6 +414,7 @@ class SkillStack:
             (folder / HEAD).write_bytes(safetensors.torch.save(dict(weights.head)))
         # save_file would hide a full disk behind an error class of its own.
         (folder / ADAPTER).write_bytes(safetensors.torch.save(tensors))
+        self.backbone.attach(*frame.slot)  # a stack may be opened and saved without being used
         slot: LoraConfig = self.backbone.model.peft_config["default"]
         config = LoraConfig(
             r=frame.slot[0],

@@ -101,6 +101,16 @@ def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 1
     return float(np.average(np.abs(curve[:, 1] - curve[:, 0]), weights=curve[:, 2]))
 
 
+def pareto_front(cost: ArrayLike, gain: ArrayLike) -> np.ndarray:
+    """Which points (n,) no other beats: as cheap and better, or cheaper and as good. Bool (n,)."""
+    cost, gain = np.asarray(cost, dtype=float), np.asarray(gain, dtype=float)
+    if cost.shape != gain.shape or cost.ndim != 1:
+        raise SkillStackError(f"cost {cost.shape} does not fit gain {gain.shape}")
+    better = (cost[None] <= cost[:, None]) & (gain[None] >= gain[:, None])
+    strictly = (cost[None] < cost[:, None]) | (gain[None] > gain[:, None])
+    return ~(better & strictly).any(1)
+
+
 def bootstrap_interval(
     values: ArrayLike, confidence: float = 0.95, n_resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:

@@ -132,13 +132,46 @@ def dots(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def grid(table: pd.DataFrame, title: str, ax: Axes | None = None, unit: str = "%") -> Axes:
+def grid(
+    table: pd.DataFrame,
+    title: str,
+    ax: Axes | None = None,
+    unit: str = "%",
+    span: float | None = None,
+) -> Axes:
     """Heat map of a table of fractions times 100: rows methods, columns conditions."""
     ax = _axes(ax, 3.4 + 1.05 * table.shape[1], 1.5 + 0.36 * len(table))
-    image = ax.imshow(100 * table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-    _annotate(ax, 100 * table, "{:.1f}", dark_below=60)
+    if span is None:
+        image = ax.imshow(100 * table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+        _annotate(ax, 100 * table, "{:.1f}", dark_below=60)
+    else:  # differences: white at 0, gains blue, losses red
+        image = ax.imshow(100 * table, cmap="RdBu", vmin=-span, vmax=span, aspect="auto")
+        shade = -(100 * table).abs()  # white text on the strong colours at both ends
+        _annotate(ax, 100 * table, "{:+.1f}", dark_below=-0.6 * span, shade=shade)
     ax.set_title(title)
     ax.figure.colorbar(image, ax=ax, label=unit)
+    return ax
+
+
+def pareto(table: pd.DataFrame, xlabel: str, ylabel: str, ax: Axes | None = None) -> Axes:
+    """Cost against gain, one point a row; `table`: cost, gain, front (bool), kind. Points on the
+    front are labelled with their row's name."""
+    ax = _axes(ax, 9.5, 5.5)
+    front = table[table["front"]].sort_values("cost")
+    ax.step(front["cost"], front["gain"], where="post", color="black", lw=1, label="Pareto front")
+    kinds = list(dict.fromkeys(table["kind"]))
+    colors = plt.get_cmap("tab10").colors
+    for marker, color, kind in zip(MARKERS, colors, kinds, strict=False):
+        part = table[table["kind"] == kind]
+        ax.scatter(part["cost"], part["gain"], marker=marker, color=color, label=kind, zorder=3)
+    for name, row in front.iterrows():
+        place = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8}
+        ax.annotate(name, (row["cost"], row["gain"]), **place)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.margins(x=0.12, y=0.08)
+    ax.grid(alpha=0.3)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return ax
 
 

@@ -523,6 +523,136 @@ def bitstack_table(metrics: pd.DataFrame) -> pd.DataFrame:
     return table.sort_index(kind="stable")
 
 
+def compression_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Families on one anchor, published and measured, seed by seed and over seeds.
+
+    metrics: rows of finished runs of notebook 06 on one preset and model. Index: who, seed.
+    """
+    columns = ["frames", "routed, all frames (%)", "frames left", "routed, compressed (%)"]
+    columns += ["adapter bytes (%)", "change (pp)"]
+    published = load_reference()
+    published = published[published["section"].eq("compression")]
+    cell = published.set_index(["seed", "method", "metric"])["value"]
+    rows = {}
+    for seed in dict.fromkeys(published["seed"]):
+        row = []
+        for method in ("full", "compressed"):
+            row.append(f"{float(cell[seed, method, 'n_frames']):.0f}")
+            row.append(f"{float(cell[seed, method, 'accuracy']):.1f}")
+        for metric in ("adapter_memory_change", "gain"):
+            row.append(f"{float(cell[seed, 'compressed', metric]):+.1f}")
+        rows["published, one anchor (sst2)", str(seed)] = row
+    found = _variants(metrics)
+    ours = {"published anchor": "one anchor (sst2)", "chosen anchor": "one anchor, chosen"}
+    ours |= {"rule: online": "the rule, online", "rule: at the end": "the rule, at the end"}
+    for split, word in ours.items():
+        part = found[found["split"].eq(split)]
+        for row in part.itertuples():
+            cells = [f"{row.full_frames:.0f}", f"{100 * row.full_routed:.1f}", f"{row.frames:.0f}"]
+            cells += [f"{100 * row.routed:.1f}"]
+            cells += [f"{100 * (row.adapter_bytes / row.full_adapter_bytes - 1):+.1f}"]
+            rows[f"measured here, {word}", str(row.seed)] = [*cells, f"{100 * row.change:+.1f}"]
+        if len(part) > 1:
+            change = _interval(over_seeds(part.assign(value=part["change"]), ["split"]).iloc[0])
+            rows[f"measured here, {word}", "mean"] = [""] * 5 + [change]
+    table = pd.DataFrame.from_dict(rows, "index", columns=columns)
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["who", "seed"])
+    return table
+
+
+def boundary_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """What is lost when one more frame is taken from the compressed stack, in points.
+
+    metrics: as for `compression_table`. A published cell gives seeds 42 and 123; ours are means
+    with a 95 % interval. "by position": answers compared by label id, so that a frame with other
+    labels can be right by luck, which is how the published numbers read.
+    """
+    reference = load_reference()
+    published = reference[reference["section"].eq("boundary")]
+    per_seed = metrics[metrics["split"].str.startswith("anchor without ")]
+    names = {"loss": "lost overall", "task_loss": "lost on its own rows"}
+    names |= {f"{name}_by_id": f"{heading}, by position" for name, heading in names.items()}
+    rows = {}
+    for split in dict.fromkeys(per_seed["split"]):
+        gone = split.removeprefix("anchor without ")
+        theirs = published[published["method"].eq(f"compressed_without_{gone}")]
+        row = {}
+        for metric, heading in (("loss", "overall"), ("accuracy_change", "own rows")):
+            values = theirs.loc[theirs["metric"].eq(metric), "value"].astype(float)
+            values = values if metric == "loss" else -values
+            row[f"published: lost, {heading}"] = ", ".join(f"{value:.1f}" for value in values)
+        part = per_seed[per_seed["split"].eq(split)]
+        for metric, heading in names.items():
+            mine = part[part["metric"].eq(metric)]
+            row[heading] = _interval(over_seeds(mine, ["split"]).iloc[0]) if len(mine) else ""
+        rows[gone] = row
+    table = pd.DataFrame.from_dict(rows, "index")
+    table.index.name = "frame removed"
+    return table
+
+
+def shrink_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Every way to shrink a stack: bytes on disk, routed accuracy, and what changed, over seeds.
+
+    metrics: as for `compression_table`. Numbers, for `shrink_cells` and figures: frames, adapters,
+    bytes (share of the full stack's), routed, change with low and high, worst (the largest loss of
+    one task), seeds.
+    """
+    found = _variants(metrics)
+    rows = {}
+    for split, part in found.groupby("split", sort=False):
+        change = over_seeds(part.assign(value=part["change"]), ["split"]).iloc[0]
+        rows[split] = {
+            "frames": part["frames"].mean(),
+            "adapters": part["adapters"].mean(),
+            "bytes": (part["total_bytes"] / part["full_total_bytes"]).mean(),
+            "routed": part["routed"].mean(),
+            "change": change["mean"],
+            "low": change["low"],
+            "high": change["high"],
+            "worst": part["worst"].mean(),
+            "seeds": change["seeds"],
+        }
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("variant")
+
+
+def shrink_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """`shrink_table` as a reader wants it."""
+    change = table[["change", "low", "high"]].set_axis(["mean", "low", "high"], axis=1)
+    return pd.DataFrame(
+        {
+            "frames": table["frames"].map("{:.1f}".format),
+            "adapters": table["adapters"].map("{:.1f}".format),
+            "bytes on disk (%)": (100 * table["bytes"]).map("{:.1f}".format),
+            "routed (%)": (100 * table["routed"]).map("{:.1f}".format),
+            "change (pp)": [_interval(row) for _, row in change.iterrows()],
+            "worst task (pp)": (100 * table["worst"]).map("{:+.1f}".format),
+        }
+    )
+
+
+def _variants(metrics: pd.DataFrame) -> pd.DataFrame:
+    """A row per seed and variant of notebook 06: its numbers, and the full stack's beside them."""
+    saved = metrics.loc[metrics["metric"].eq("total_bytes"), "split"]
+    whole = metrics[metrics["eval_task"].eq("") & metrics["split"].isin(saved)]
+    table = whole.pivot_table(index=["seed", "split"], columns="metric", values="value", sort=False)
+    full = table.xs("full", level="split")
+    columns = ["frames", "adapter_bytes", "total_bytes", "routed"]
+    beside = full[columns].add_prefix("full_")
+    table = table.join(beside, on="seed")
+    tasks = metrics[metrics["metric"].eq("routed") & metrics["eval_task"].ne("")]
+    tasks = (
+        tasks[tasks["split"].isin(saved)]
+        .set_index(["seed", "split", "eval_task"])["value"]
+        .sort_index()
+    )
+    own = tasks.xs("full", level="split")
+    loss = tasks - own.reindex(tasks.index.droplevel("split")).to_numpy()
+    table["worst"] = loss.groupby(level=["seed", "split"]).min()
+    table["change"] = table["routed"] - table["full_routed"]
+    return table.reset_index()
+
+
 def share_curve(metrics: pd.DataFrame) -> pd.DataFrame:
     """Points lost and accuracy learned against BitStack's share, for `plotting.curves`.
 
@@ -733,8 +863,8 @@ def show(folder: Path) -> str:
 
 def readme_tables(name: str) -> str:
     """A table of the README as Markdown, from the committed runs: a preset's published columns,
-    ``routers_<preset>``, ``probe_<preset>``, ``baselines_<preset>``, ``bitstack_<preset>`` or
-    ``orders``."""
+    ``routers_<preset>``, ``probe_<preset>``, ``baselines_<preset>``, ``bitstack_<preset>``,
+    ``compression_<preset>``, ``boundary_<preset>``, ``shrink_<preset>`` or ``orders``."""
     runs = load_runs()
     kind, _, preset = name.partition("_")
     if kind == "routers":
@@ -746,6 +876,10 @@ def readme_tables(name: str) -> str:
     elif kind == "bitstack":
         here = runs["preset"].eq(preset) & runs["run_id"].str.startswith("05_bitstack-")
         table = bitstack_table(runs[here])
+    elif kind in ("compression", "boundary", "shrink"):
+        here = runs[runs["preset"].eq(preset) & runs["method"].eq("compression")]
+        tables = {"compression": compression_table, "boundary": boundary_table}
+        table = tables[kind](here) if kind in tables else shrink_cells(shrink_table(here))
     elif name == "orders":
         table = order_table(runs[runs["run_id"].str.startswith("04_baselines-")])
     elif kind == "probe":

@@ -81,6 +81,7 @@ def test_run_id_depends_on_every_parameter_but_the_places():
     for field in ("data_dir", "output_dir"):
         assert dataclasses.replace(base, **{field: "elsewhere"}).run_id() == base.run_id()
     of_methods = {"ewc_strength", "olora_strength", "buffer_size", "methods"}  # see below
+    of_methods |= {"n_held_back", "max_loss_pp"}
     assert set(changed) | of_methods | {"data_dir", "output_dir"} == {
         f.name for f in dataclasses.fields(RunConfig)
     }
@@ -99,6 +100,7 @@ def test_a_methods_own_parameters_are_no_part_of_other_runs():
     for method in ("ewc", "ewc_replay"):
         assert plain.run_id(method) != strong.run_id(method)
     assert plain.run_id("replay") != RunConfig(buffer_size=9).run_id("replay")
+    assert plain.run_id("compression") != RunConfig(max_loss_pp=2.0).run_id("compression")
 
 
 def test_runs_from_before_keep_their_ids():

@@ -88,6 +88,13 @@ def test_growing_repeats_to_the_last_bit(model_dirs, stream, config, grown):
         assert stack[data.name].losses == grown[data.name].losses
 
 
+def test_opened_and_saved_elsewhere_without_being_used(model_dirs, folder, tmp_path):
+    backbone = load_backbone(str(model_dirs["bert"]), device="cpu")
+    SkillStack.from_pretrained(folder, backbone).save_pretrained(tmp_path / "copy")
+    for path in sorted(folder.rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / "copy" / path.relative_to(folder)).read_bytes()
+
+
 def test_two_stacks_share_one_backbone(grown, stream, config):
     other = SkillStack(grown.backbone)
     other.grow(stream[1], config)

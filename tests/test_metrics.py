@@ -69,6 +69,14 @@ def test_bootstrap_interval_holds_the_mean_and_repeats():
     assert all(map(math.isnan, metrics.bootstrap_interval([0.5])))
 
 
+def test_pareto_front_by_hand():
+    cost, gain = [1, 2, 3, 2, 1], [5, 7, 7, 6, 4]
+    assert metrics.pareto_front(cost, gain).tolist() == [True, True, False, False, False]
+    assert metrics.pareto_front([1, 1], [2, 2]).tolist() == [True, True]  # neither beats the other
+    with pytest.raises(SkillStackError, match="does not fit"):
+        metrics.pareto_front([1], [1, 2])
+
+
 def test_reliability_curve_by_hand():
     curve = metrics.reliability_curve([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]], [0, 1, 0], bins=10)
     assert curve[8] == pytest.approx([0.9, 0.5, 2])

@@ -134,6 +134,36 @@ def test_bitstack_notebook_runs_every_share(tmp_path, model_dirs, data_dir):
     assert "locked weights bit-equal: True" in text
 
 
+def test_compression_notebook_shrinks_and_decides(tmp_path, model_dirs, data_dir):
+    given = {"model": str(model_dirs["bert"]), "lora_r": 4, "n_held_back": 16}
+    done = papermill("06_compression", tmp_path, data_dir=data_dir, max_loss_pp=50.0, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = the_run(tmp_path)
+    assert results.read_facts(run)["status"] == "finished"
+    assert len(list(run.glob("*.png"))) == 4 and not (run / "variants").exists()
+    assert (run / "compressed" / "stack.json").exists()
+    metrics = results.read_metrics(run / "metrics.csv")
+    assert not metrics["value"].isna().any()
+    assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].item() == 1
+    frames = metrics[metrics["metric"].eq("frames")].set_index("split")["value"]
+    assert frames["full"] == 8 and frames["published anchor"] == frames["chosen anchor"] == 4
+    size = metrics[metrics["metric"].eq("total_bytes")].set_index("split")["value"]
+    assert (size.drop(["full", "basis of rank 16"]) < size["full"]).all()  # too wide for 8 frames
+    text = "".join(
+        output.get("text", "")
+        for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+        for output in cell.get("outputs", [])
+    )
+    assert "is back, its logits bit-equal: True" in text
+    # tasks without a sibling: nothing to merge, and nothing breaks
+    other = {"preset": "adaptive3", "output_dir": str(tmp_path / "other")}
+    done = papermill("06_compression", tmp_path, data_dir=data_dir, **given, **other)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = (path.parent for path in (tmp_path / "other").glob("*/run.json"))
+    kept = pd.read_csv(run / "decisions.csv")
+    assert set(kept["kind"]) == {"keep"}
+
+
 @pytest.mark.parametrize(
     "parameters, words",
     [

@@ -69,6 +69,23 @@ def test_router_figures_say_what_they_show():
     assert [bar.get_width() for bar in ax.patches] == [2, 3]
 
 
+def test_differences_and_the_pareto_front():
+    table = pd.DataFrame({"x": [0.01, -0.2]}, index=["a", "b"])
+    ax = plotting.grid(table, "a title", span=20)
+    assert numbers(ax) == ["+1.0", "-20.0"]
+    assert [text.get_color() for text in ax.texts] == ["black", "white"]
+    points = pd.DataFrame(
+        {"cost": [50, 100, 120], "gain": [80, 82, 81], "front": [True, True, False],
+         "kind": ["drop", "full", "basis"]},
+        index=["one anchor", "full", "basis of rank 8"],
+    )  # fmt: skip
+    ax = plotting.pareto(points, "bytes (%)", "accuracy (%)")
+    assert sorted(numbers(ax)) == ["full", "one anchor"]
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["Pareto front", "drop", "full", "basis"]
+    assert ax.lines[0].get_xdata().tolist() == [50, 100]
+
+
 def test_dots_are_percent_in_the_order_of_the_table():
     table = pd.DataFrame({"told": [0.5, np.nan], "routed": [0.25, 1.0]}, index=["a", "b"])
     ax = plotting.dots(table, "accuracy (%)")

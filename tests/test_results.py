@@ -326,6 +326,55 @@ def test_share_curve_by_hand():
     assert lost["published, gpt2", 0.0] == 14.5 and lost["published, gpt2", 0.12] == 3.8
 
 
+def compression_rows():
+    tables = []
+    whole = {"frames": (8, 4), "total_bytes": (200, 100), "adapter_bytes": (160, 80)}
+    whole |= {"adapters": (8, 4), "routed": (0.75, 0.76)}
+    tasks = {"imdb": (0.7, 0.9), "agnews": (0.8, 0.62)}
+    for seed, up in ((42, 0.0), (123, 0.02)):
+        for k, split in enumerate(("full", "published anchor", "rule: online")):
+            values = {metric: pair[min(k, 1)] for metric, pair in whole.items()}
+            values["routed"] += up * k
+            rows = [("", metric, value) for metric, value in values.items()]
+            rows += [(task, "routed", pair[min(k, 1)]) for task, pair in tasks.items()]
+            for task, metric, value in rows:
+                columns = {"seed": seed, "split": split, "eval_task": task, "preset": "mixed8"}
+                tables.append(probe_rows("compression", metric, [value], **columns))
+        for metric, value in (("loss", 0.1), ("task_loss", 0.4), ("loss_by_id", 0.05)):
+            columns = {"seed": seed, "split": "anchor without qqp", "preset": "mixed8"}
+            tables.append(probe_rows("compression", metric, [value + up], **columns))
+    return pd.concat(tables)
+
+
+def test_compression_table_by_hand():
+    table = results.compression_table(compression_rows())
+    ours = table.loc["measured here, one anchor (sst2)"]
+    assert ours.loc["42"].tolist() == ["8", "75.0", "4", "76.0", "-50.0", "+1.0"]
+    assert ours.loc["mean", "change (pp)"] == "2.0 [1.0, 3.0]"
+    assert table.loc["published, one anchor (sst2)"].loc["123", "change (pp)"] == "+1.5"
+    assert set(table.index.get_level_values("who")) == {
+        "published, one anchor (sst2)",
+        "measured here, one anchor (sst2)",
+        "measured here, the rule, online",
+    }
+
+
+def test_boundary_and_shrink_tables_by_hand():
+    boundary = results.boundary_table(compression_rows())
+    (row,) = boundary.to_dict("records")
+    assert row["published: lost, overall"] == "0.4, 2.0"
+    assert row["published: lost, own rows"] == "18.8, 27.3"
+    assert row["lost overall"] == "11.0 [10.0, 12.0]" and row["lost on its own rows"][:4] == "41.0"
+    shrunk = results.shrink_table(compression_rows())
+    anchor = shrunk.loc["published anchor"]
+    assert anchor["bytes"] == 0.5 and anchor["change"] == pytest.approx(0.02)
+    assert anchor["worst"] == pytest.approx(-0.18) and anchor["seeds"] == 2
+    assert list(shrunk.index) == ["full", "published anchor", "rule: online"]
+    cells = results.shrink_cells(shrunk)
+    assert cells.loc["published anchor", "bytes on disk (%)"] == "50.0"
+    assert cells.loc["published anchor", "worst task (pp)"] == "-18.0"
+
+
 def test_find_stack_wants_the_same_training(tmp_path):
     config = RunConfig(notebook="02_hard12", model="minilm", output_dir=str(tmp_path))
     folder = tmp_path / config.run_id() / "stack"
