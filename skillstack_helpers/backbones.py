@@ -56,6 +56,7 @@ class Backbone:
     _shape: tuple | None = field(default=None, repr=False)
     _tokens: dict = field(default_factory=dict, repr=False)
     _embedded: dict = field(default_factory=dict, repr=False)
+    _lm: torch.nn.Module | None = field(default=None, repr=False)
 
     def __deepcopy__(self, memo) -> Backbone:
         return self  # shared: scikit-learn's `clone` copies a router, never the model below it
@@ -109,6 +110,31 @@ class Backbone:
     @property
     def pad_id(self) -> int:
         return self.tokenizer.pad_token_id
+
+    @property
+    def causal_lm(self) -> torch.nn.Module:
+        """The backbone as a language model that can ``generate``, LoRA slot included.
+
+        A shell of transformers' class around the model that is loaded already: it shares every
+        weight, its output layer those of the token embeddings. Raises `SkillStackError` for
+        encoders, and for models whose output layer is not tied to the embeddings.
+        """
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        config = self.model.config
+        if self.kind != "decoder":
+            raise SkillStackError(f"{self.name} is an encoder and cannot write")
+        if not getattr(config, "tie_word_embeddings", False):
+            raise SkillStackError(
+                f"{self.name} has an output layer of its own, which is not loaded"
+            )
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        if self._lm is None or getattr(self._lm, self._lm.base_model_prefix) is not base:
+            with torch.device("meta"):
+                self._lm = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+            setattr(self._lm, self._lm.base_model_prefix, base)
+            self._lm.get_output_embeddings().weight = base.get_input_embeddings().weight
+        return self._lm.eval()
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Pooled float32 features (batch, hidden) of right-padded int64 ids (batch, length)."""

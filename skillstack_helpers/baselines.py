@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from tqdm.auto import tqdm
 
-from . import SkillStackError, training
+from . import SkillStackError, generation, training
 from .backbones import Backbone
 from .bitstack import BitStack
 from .config import RunConfig, did_you_mean
@@ -434,28 +434,15 @@ class GenerativeReplay(Replay):
             self.buffer.add((data.name, row, int(label)))
 
 
-@torch.inference_mode()
 def write(
     backbone: Backbone, prompt: str, n: int, max_new: int, rng: np.random.Generator, top_k: int = 50
 ) -> list[str]:
     """Sample n continuations of one prompt (temperature 1, top-k) under the slot's adapter."""
-    ids = backbone.tokenizer(prompt)["input_ids"]
-    step = torch.tensor([ids] * n, device=backbone.device)  # (n, length)
-    embeddings = backbone.model.get_input_embeddings().weight  # (vocabulary, hidden)
-    random = torch.Generator(backbone.device).manual_seed(int(rng.integers(1 << 62)))
-    cache, new = None, []
-    for _ in range(max_new):
-        out = backbone.model(input_ids=step, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        logits = (out.last_hidden_state[:, -1] @ embeddings.T).float()  # (n, vocabulary)
-        best = logits.topk(min(top_k, logits.shape[1]))
-        chosen = torch.multinomial(best.values.softmax(-1), 1, generator=random)
-        step = best.indices.gather(1, chosen)  # (n, 1)
-        new.append(step)
-    end = backbone.tokenizer.eos_token_id
-    rows = torch.cat(new, 1).tolist()
-    rows = [row[: row.index(end)] if end in row else row for row in rows]
-    return backbone.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    ids = torch.tensor([backbone.tokenizer(prompt)["input_ids"]] * n, device=backbone.device)
+    how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": top_k}
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(int(rng.integers(1 << 62)))
+        return generation.write(backbone, ids, torch.ones_like(ids), max_new_tokens=max_new, **how)
 
 
 class Joint(Sequential):

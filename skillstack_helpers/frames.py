@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import SkillStackError, training
+from . import SkillStackError, generation, training
 from .backbones import Backbone
 from .config import RunConfig, did_you_mean
 from .results import explain, file_sha256, sync, versions, write_atomic
@@ -63,7 +63,8 @@ class Weights(NamedTuple):
     """What a frame froze, float32 on the CPU."""
 
     lora: Mapping[str, Tensor]  # PEFT names; lora_A (r, in), lora_B (out, r)
-    head: Mapping[str, Tensor]  # weight (classes, hidden); encoders also bias (classes,)
+    # weight (classes, hidden); encoders also bias (classes,); nothing where a frame has a prompt
+    head: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,7 @@ class Frame:
     versions: Mapping
     prefix: str  # of adapter names on disk, see Backbone.saved_prefix; in memory it is _BARE
     storage: Mapping = field(default_factory=dict)  # of a compressed frame, see compression.py
+    prompt: str | None = None  # of a frame that writes its answers, see generation.py; else a head
     sha256: Mapping = field(default_factory=dict)  # file name -> digest, once saved
     folder: Path | None = None
     _weights: Weights | None = field(default=None, repr=False)
@@ -163,15 +165,24 @@ class SkillStack:
 
     # ------------------------------------------------------------------ learning
 
-    def grow(self, data: TaskData, config: RunConfig, progress: Callable = tqdm) -> Frame:
+    def grow(
+        self,
+        data: TaskData,
+        config: RunConfig,
+        prompt: str | None = None,
+        progress: Callable = tqdm,
+    ) -> Frame:
         """Train on a task, freeze, append.
 
-        The adapter starts from where the latest frame ended, with a new head. The frame is
-        evaluated on the task's own evaluation rows before it is frozen.
+        The adapter starts from where the latest frame ended, with a new head; with a `prompt`
+        (`generation.instruction`) there is no head, and the frame learns to write the label word.
+        The frame is evaluated on the task's own evaluation rows before it is frozen.
         """
         name = _checked_name(data.name)
         if name in self:
             raise SkillStackError(f"frame {name!r} is already in the stack")
+        if prompt is not None:
+            generation.check_prompt(self.backbone, prompt, config.max_length)
         backbone, parent = self.backbone, self.frames[-1] if self.frames else None
         self._use_slot(config.lora_r, config.lora_alpha)
         lr = config.lr or backbone.lr
@@ -182,23 +193,30 @@ class SkillStack:
                 backbone.reset_lora()
             else:
                 backbone.write_lora(parent.weights().lora, parent.name)
-            head = training.new_head(backbone, len(data.task.label_names))
+            rng = np.random.default_rng(entropy)
+            if prompt is None:
+                head = training.new_head(backbone, len(data.task.label_names))
             start = time.perf_counter()
-            losses = training.train(
-                backbone,
-                head,
-                backbone.encode(data.texts("train"), config.max_length),
-                data.labels("train"),
-                epochs=config.epochs,
-                lr=lr,
-                batch_size=config.batch_size,
-                rng=np.random.default_rng(entropy),
-                description=f"train {name}",
-                progress=progress,
-            )
+            if prompt is not None:
+                losses = generation.train_answers(backbone, prompt, data, config, rng, progress)
+            else:
+                losses = training.train(
+                    backbone,
+                    head,
+                    backbone.encode(data.texts("train"), config.max_length),
+                    data.labels("train"),
+                    epochs=config.epochs,
+                    lr=lr,
+                    batch_size=config.batch_size,
+                    rng=rng,
+                    description=f"train {name}",
+                    progress=progress,
+                )
             seconds = time.perf_counter() - start
-        head_weights = {n: p.detach().to("cpu", copy=True) for n, p in head.named_parameters()}
-        evaluated = self._evaluate(data, head, config.max_length, progress)
+        named = [] if prompt is not None else head.named_parameters()
+        head_weights = {n: p.detach().to("cpu", copy=True) for n, p in named}
+        judge = (prompt, data.task.label_names) if prompt is not None else head
+        evaluated = self._evaluate(data, judge, config.max_length, progress)
         frame = Frame(
             name=name,
             task=data.name,
@@ -217,6 +235,7 @@ class SkillStack:
             seconds=seconds,
             versions=MappingProxyType(versions()),
             prefix=backbone.saved_prefix,
+            prompt=prompt,
             _weights=Weights(
                 MappingProxyType(backbone.read_lora()), MappingProxyType(head_weights)
             ),
@@ -247,9 +266,9 @@ class SkillStack:
         for adapter, holder in asked:
             rows = np.flatnonzero((frames == adapter) & (heads == holder))
             one = self[adapter]
-            module = self._activate(one, self[holder])
-            ids = self.backbone.encode([texts[i] for i in rows], one.training["max_length"])
-            scores = training.logits(self.backbone, module, ids, description=f"ask {adapter}")
+            judge = self._activate(one, self[holder])
+            mine, length = [texts[i] for i in rows], one.training["max_length"]
+            scores = self._logits(judge, mine, length, f"ask {adapter}", tqdm)
             softmax = np.exp(scores - scores.max(1, keepdims=True))
             probabilities[rows, : scores.shape[1]] = softmax / softmax.sum(1, keepdims=True)
             labels[rows] = scores.argmax(1)
@@ -289,19 +308,27 @@ class SkillStack:
         """
         adapter = self[frame or data.name]
         holder = self[head] if head else adapter
-        module = self._activate(adapter, holder)
-        if module.out_features != len(data.task.label_names):
+        if len(holder.label_names) != len(data.task.label_names):
             raise SkillStackError(
-                f"the head of frame {holder.name!r} has {module.out_features} classes, "
+                f"the head of frame {holder.name!r} has {len(holder.label_names)} classes, "
                 f"task {data.name!r} has {len(data.task.label_names)}: pass head={data.name!r}"
             )
-        return self._evaluate(data, module, adapter.training["max_length"], progress)
+        judge = self._activate(adapter, holder)
+        return self._evaluate(data, judge, adapter.training["max_length"], progress)
 
-    def _evaluate(self, data, head, max_length, progress) -> Evaluation:
-        ids = self.backbone.encode(data.texts("eval"), max_length)
-        scores = training.logits(
-            self.backbone, head, ids, description=f"evaluate {data.name}", progress=progress
-        )
+    def _logits(self, judge, texts, max_length, description, progress) -> np.ndarray:
+        """Scores (n, classes) under the slot's adapter by a head, or by a prompt and labels."""
+        told = {"description": description, "progress": progress}
+        if isinstance(judge, torch.nn.Module):
+            ids = self.backbone.encode(texts, max_length)
+            return training.logits(self.backbone, judge, ids, **told)
+        prompt, label_names = judge
+        ids = generation.encode_prompts(self.backbone, prompt, texts, max_length)
+        return generation.choice_scores(self.backbone, label_names, ids, **told)
+
+    def _evaluate(self, data, judge, max_length, progress) -> Evaluation:
+        told = (max_length, f"evaluate {data.name}", progress)
+        scores = self._logits(judge, data.texts("eval"), *told)
         labels = scores.argmax(1)
         return Evaluation(float((labels == data.labels("eval")).mean()), labels, scores)
 
@@ -320,10 +347,16 @@ class SkillStack:
             )
         self.backbone.attach(r, alpha)
 
-    def _activate(self, adapter: Frame, holder: Frame) -> torch.nn.Linear:
-        """Copy an adapter into the backbone's slot; returns the holder's head."""
-        self.backbone.attach(*adapter.slot)
-        self.backbone.write_lora(adapter.weights().lora, str(adapter.folder or adapter.name))
+    def activate(self, frame: Frame) -> None:
+        """Copy a frame's adapter into the backbone's slot."""
+        self.backbone.attach(*frame.slot)
+        self.backbone.write_lora(frame.weights().lora, str(frame.folder or frame.name))
+
+    def _activate(self, adapter: Frame, holder: Frame):
+        """Activate a frame; returns the holder's head, or its prompt and label names."""
+        self.activate(adapter)
+        if holder.prompt is not None:
+            return holder.prompt, holder.label_names
         weights = holder.weights().head
         classes, hidden = weights["weight"].shape
         if hidden != self.backbone.hidden_size:
@@ -408,9 +441,10 @@ class SkillStack:
                 (folder / PACKED).write_bytes(safetensors.torch.save(dict(own)))
             return
         tensors = {n.replace(_BARE, frame.prefix, 1): t for n, t in weights.lora.items()}
-        if decoder:
+        writes = frame.prompt is not None
+        if decoder and not writes:
             tensors[_SCORE] = weights.head["weight"]
-        else:
+        elif not writes:
             (folder / HEAD).write_bytes(safetensors.torch.save(dict(weights.head)))
         # save_file would hide a full disk behind an error class of its own.
         (folder / ADAPTER).write_bytes(safetensors.torch.save(tensors))
@@ -423,8 +457,8 @@ class SkillStack:
             target_modules=sorted(slot.target_modules),
             exclude_modules=slot.exclude_modules,
             fan_in_fan_out=slot.fan_in_fan_out,
-            task_type="SEQ_CLS" if decoder else "FEATURE_EXTRACTION",
-            modules_to_save=["score"] if decoder else None,
+            task_type=("CAUSAL_LM" if writes else "SEQ_CLS" if decoder else "FEATURE_EXTRACTION"),
+            modules_to_save=["score"] if decoder and not writes else None,
             base_model_name_or_path=self.backbone.name,
             inference_mode=True,
         ).to_dict()
@@ -581,7 +615,7 @@ _FRAME_KEYS = tuple(f.name for f in dataclasses.fields(Frame))[:11]  # what fram
 
 def _facts(frame: Frame) -> dict:
     """What frame.json says of a frame beside the hashes, in JSON's own types."""
-    keys = (*_FRAME_KEYS, "storage") if frame.storage else _FRAME_KEYS
+    keys = [*_FRAME_KEYS, *(key for key in ("storage", "prompt") if getattr(frame, key))]
     facts = {key: getattr(frame, key) for key in keys}
     facts = {key: dict(v) if isinstance(v, Mapping) else v for key, v in facts.items()}
     return {key: list(v) if isinstance(v, tuple) else v for key, v in facts.items()}
@@ -603,6 +637,9 @@ def _read_frame(folder: Path) -> Frame:
             raise SkillStackError(f"{path}: training has no integer {key!r}")
     storage = fields.get("storage", {})
     _check_storage(path, storage)
+    prompt = fields.get("prompt")
+    if prompt is not None and (not isinstance(prompt, str) or prompt.count("{text}") != 1):
+        raise SkillStackError(f"{path}: 'prompt' has no place for a text")
     needed = HEAD if "format" in storage or storage.get("shares") else ADAPTER
     if needed not in fields["sha256"]:
         raise SkillStackError(f"{path}: sha256 does not list {needed}")
@@ -619,6 +656,7 @@ def _read_frame(folder: Path) -> Frame:
         versions=MappingProxyType(fields["versions"]),
         prefix=fields["prefix"],
         storage=MappingProxyType(storage),
+        prompt=prompt,
         sha256=MappingProxyType(fields["sha256"]),
         folder=folder,
     )
@@ -668,11 +706,14 @@ def _read_weights(frame: Frame) -> Weights:
         tensors |= _load_tensors(path)
     if _SCORE in tensors:
         head = {"weight": tensors.pop(_SCORE)}
+    elif frame.prompt is not None:
+        head = {}
     else:
         path = frame.folder / HEAD
         head = _load_tensors(path)
     shape = head["weight"].shape if "weight" in head else None
-    if shape is None or len(shape) != 2 or shape[0] != len(frame.label_names):
+    fits = shape is not None and len(shape) == 2 and shape[0] == len(frame.label_names)
+    if not fits and frame.prompt is None:
         raise SkillStackError(
             f"{path}: the head does not have {len(frame.label_names)} classes: {shape}"
         )

@@ -76,6 +76,7 @@ def train(
     n_new: int | None = None,
     penalty: Callable[[], Tensor] | None = None,
     after_backward: Callable[[], None] | None = None,
+    objective: Callable[[np.ndarray], Tensor] | None = None,
     description: str = "train",
     progress: Callable = tqdm,
 ) -> list[float]:
@@ -88,6 +89,7 @@ def train(
     What the baselines add: several heads and `owners`, the head of each row (n,); `rehearse`, which
     gives further rows for every batch (an epoch then runs over the first `n_new` rows alone);
     `penalty`, a scalar added to the loss; `after_backward`, called before gradients are clipped.
+    objective: the loss of a batch of row indices, in place of cross-entropy under a head.
     """
     heads = [heads] if isinstance(heads, torch.nn.Linear) else list(heads)
     owners = np.zeros(len(ids), dtype=np.int64) if owners is None else owners
@@ -108,9 +110,12 @@ def train(
     for batch in progress(batches, desc=description, leave=False, unit="step"):
         if rehearse is not None:
             batch = np.concatenate([batch, rehearse()])
-        inputs = pad([ids[i] for i in batch], backbone.pad_id, backbone.device)
-        features = backbone.features(*inputs)  # (batch, hidden)
-        loss = cross_entropy(features, heads, owners[batch], targets[torch.from_numpy(batch)])
+        if objective is not None:
+            loss = objective(batch)
+        else:
+            inputs = pad([ids[i] for i in batch], backbone.pad_id, backbone.device)
+            features = backbone.features(*inputs)  # (batch, hidden)
+            loss = cross_entropy(features, heads, owners[batch], targets[torch.from_numpy(batch)])
         (loss if penalty is None else loss + penalty()).backward()
         if after_backward is not None:
             after_backward()
