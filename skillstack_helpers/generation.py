@@ -30,8 +30,13 @@ LEAST_ROOM = 16  # tokens of text a prompt must have room for
 
 def instruction(task: Task) -> str:
     """The prompt of a task, with one place ``{text}`` for the rendered row."""
-    labels = ", ".join(task.label_names)
+    labels = ", ".join(label_word(name) for name in task.label_names)
     return f"Choose the label that fits the text. Labels: {labels}.\n\n{{text}}\n\nLabel:"
+
+
+def label_word(name: str) -> str:
+    """A label name as it is written in prompts and answers: ``not_duplicate``, not duplicate."""
+    return name.replace("_", " ")
 
 
 def check_prompt(backbone: Backbone, prompt: str, max_length: int) -> None:
@@ -92,7 +97,8 @@ def _ids(backbone: Backbone, text: str) -> list[int]:
 
 def answer_ids(backbone: Backbone, label: str) -> np.ndarray:
     """Token ids of a label word as the answer, with the end token."""
-    return np.array([*_ids(backbone, f" {label}"), backbone.tokenizer.eos_token_id], dtype=np.int32)
+    ids = _ids(backbone, f" {label_word(label)}")
+    return np.array([*ids, backbone.tokenizer.eos_token_id], dtype=np.int32)
 
 
 # ---------------------------------------------------------------------- learning
@@ -193,7 +199,7 @@ def choice_scores(
             following = new.logits.float().log_softmax(-1)  # (batch, tokens, vocabulary)
             later = following.gather(2, word[1:].expand(len(batch), -1)[..., None])[..., 0].sum(1)
             out[batch, k] = (first[:, word[0]] + later).cpu().numpy()
-            cache.crop(ids.shape[1])
+            cache.crop(1 - len(word))  # forget the word again
     return out
 
 
@@ -287,8 +293,7 @@ def recall(
 
 def as_context(examples: Sequence[tuple[str, str]], words: int = 30) -> str:
     """Examples as one string to stand before the text, most similar last."""
-    shown = [
-        f"{' '.join(text.split()[:words])}\nLabel: {label}\n\n"
+    return "".join(
+        f"{' '.join(text.split()[:words])}\nLabel: {label_word(label)}\n\n"
         for text, label in reversed(examples)
-    ]
-    return "".join(shown)
+    )

@@ -64,8 +64,9 @@ def stream(data_dir):
     ]
 
 
-def save_tiny_model(folder: Path, kind: str) -> Path:
-    """A two-layer model with random weights and a word-level tokenizer."""
+def save_tiny_model(folder: Path, kind: str, more_words=(), **settings) -> Path:
+    """A two-layer model with random weights and a word-level tokenizer; with `more_words` also an
+    end token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         BertConfig,
@@ -79,10 +80,12 @@ def save_tiny_model(folder: Path, kind: str) -> Path:
 
     words = ["[PAD]", "[UNK]", *FILLER, *(f"class{i}" for i in range(14)), "good", "bad"]
     words += [f"{name}word" for name in TASKS]
+    words += [*more_words, "[END]"] if more_words else []
+    end = {"eos_token": "[END]"} if more_words else {}
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **end
     ).save_pretrained(folder)
     torch.manual_seed(0)
     words_only = dict(vocab_size=len(words), pad_token_id=0)
@@ -96,7 +99,7 @@ def save_tiny_model(folder: Path, kind: str) -> Path:
     if kind == "bert":
         model = BertModel(BertConfig(**size))
     elif kind == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**size, num_key_value_heads=1))
+        model = LlamaForCausalLM(LlamaConfig(**size, num_key_value_heads=1, **settings))
     else:
         model = GPT2LMHeadModel(
             GPT2Config(**words_only, n_embd=32, n_layer=2, n_head=2, n_positions=64)
