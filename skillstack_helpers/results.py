@@ -653,6 +653,40 @@ def _variants(metrics: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
+def generalization_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Unseen texts, published and measured: percent of right answers, and the routed stack's gain.
+
+    metrics: rows of finished runs of notebook 09 on one preset and model. Index: who, seed.
+    """
+    names = {"latest": "latest adapter", "routed": "routed stack"}
+    names |= {"best_single_frame": "best single frame", "oracle": "oracle"}
+    published = load_reference()
+    published = published[published["section"].eq("generalization")]
+    published = published[published["metric"].eq("accuracy")]
+    cells = {}
+    for row in published.itertuples():
+        cells["published", str(row.seed), names[row.method]] = float(row.value)
+    whole = metrics[metrics["metric"].str.startswith("mean_")]
+    for row in whole.itertuples():
+        group = row.metric.removeprefix("mean_")
+        cells[f"measured here, {group} tasks", str(row.seed), row.split] = 100 * row.value
+    table = pd.Series(cells).unstack().reindex(columns=list(names.values()))
+    gain = "routed - latest (pp)"
+    table[gain] = table["routed stack"] - table["latest adapter"]
+    shown = table.map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
+    for who, part in table.groupby(level=0, sort=False):
+        if who != "published" and len(part) > 1:
+            spread = {
+                name: _interval(pd.Series([values.mean(), *bootstrap_interval(values)],
+                                          index=["mean", "low", "high"]), 1)
+                for name, values in part.items()
+            }  # fmt: skip
+            shown.loc[(who, "mean"), :] = spread
+    order = {"published": 0, "measured here, all tasks": 1, "measured here, seen tasks": 2}
+    shown.index.names = ["who", "seed"]
+    return shown.sort_index(level="who", key=lambda s: s.map(order).fillna(3), kind="stable")
+
+
 def share_curve(metrics: pd.DataFrame) -> pd.DataFrame:
     """Points lost and accuracy learned against BitStack's share, for `plotting.curves`.
 
@@ -864,7 +898,8 @@ def show(folder: Path) -> str:
 def readme_tables(name: str) -> str:
     """A table of the README as Markdown, from the committed runs: a preset's published columns,
     ``routers_<preset>``, ``probe_<preset>``, ``baselines_<preset>``, ``bitstack_<preset>``,
-    ``compression_<preset>``, ``boundary_<preset>``, ``shrink_<preset>`` or ``orders``."""
+    ``compression_<preset>``, ``boundary_<preset>``, ``shrink_<preset>``,
+    ``generalization_<preset>`` or ``orders``."""
     runs = load_runs()
     kind, _, preset = name.partition("_")
     if kind == "routers":
@@ -880,6 +915,9 @@ def readme_tables(name: str) -> str:
         here = runs[runs["preset"].eq(preset) & runs["method"].eq("compression")]
         tables = {"compression": compression_table, "boundary": boundary_table}
         table = tables[kind](here) if kind in tables else shrink_cells(shrink_table(here))
+    elif kind == "generalization":
+        here = runs["preset"].eq(preset) & runs["method"].eq("generalization")
+        table = generalization_table(runs[here])
     elif name == "orders":
         table = order_table(runs[runs["run_id"].str.startswith("04_baselines-")])
     elif kind == "probe":

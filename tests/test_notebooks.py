@@ -164,6 +164,23 @@ def test_compression_notebook_shrinks_and_decides(tmp_path, model_dirs, data_dir
     assert set(kept["kind"]) == {"keep"}
 
 
+def test_generalization_notebook_asks_unseen_tasks(tmp_path, model_dirs, data_dir):
+    given = {"model": str(model_dirs["bert"]), "lora_r": 4}
+    done = papermill("09_skill_generalization", tmp_path, data_dir=data_dir, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = the_run(tmp_path)
+    assert results.read_facts(run)["status"] == "finished"
+    assert len(list(run.glob("*.png"))) == 3
+    transfer = pd.read_csv(run / "transfer.csv", index_col=0)
+    assert list(transfer)[8:] == ["movies", "products", "editorials", "tweets", "drug_rating"]
+    assert (transfer.loc["agnews"].drop("agnews") == 0).all()  # it has no word for anything else
+    metrics = results.read_metrics(run / "metrics.csv")
+    means = metrics[metrics["metric"].eq("mean_all")].set_index("split")["value"]
+    assert means["oracle"] >= means.max()
+    routes = pd.read_csv(run / "routes.csv", index_col=0)
+    assert (routes.sum(axis=1) - 1).abs().max() < 1e-9
+
+
 @pytest.mark.parametrize(
     "parameters, words",
     [

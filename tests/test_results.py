@@ -375,6 +375,21 @@ def test_boundary_and_shrink_tables_by_hand():
     assert cells.loc["published anchor", "worst task (pp)"] == "-18.0"
 
 
+def test_generalization_table_by_hand():
+    tables = []
+    for seed, up in ((42, 0.0), (7, 0.1)):
+        for split, value in (("latest adapter", 0.3), ("routed stack", 0.6), ("oracle", 0.8)):
+            columns = {"seed": seed, "split": split, "preset": "mixed8"}
+            rows = probe_rows("generalization", "mean_unseen", [value + up], **columns)
+            tables.append(rows)
+    table = results.generalization_table(pd.concat(tables))
+    assert table.loc[("published", "mean"), "routed - latest (pp)"] == "37.8"  # 91.5 - 53.7
+    ours = table.loc["measured here, unseen tasks"]
+    assert ours.loc["7", "routed stack"] == "70.0" and ours.loc["7", "best single frame"] == ""
+    assert ours.loc["mean", "routed stack"] == "65.0 [60.0, 70.0]"
+    assert ours.loc["mean", "routed - latest (pp)"] == "30.0 [30.0, 30.0]"
+
+
 def test_find_stack_wants_the_same_training(tmp_path):
     config = RunConfig(notebook="02_hard12", model="minilm", output_dir=str(tmp_path))
     folder = tmp_path / config.run_id() / "stack"
