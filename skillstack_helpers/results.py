@@ -687,6 +687,40 @@ def generalization_table(metrics: pd.DataFrame) -> pd.DataFrame:
     return shown.sort_index(level="who", key=lambda s: s.map(order).fillna(3), kind="stable")
 
 
+def generative_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Written answers, published and measured, in percent. Index: who, seed.
+
+    metrics: rows of finished runs of notebook 08 on one preset and model.
+    """
+    names = ["latest adapter", "own frame", "routed stack"]
+    published = load_reference()
+    published = published[published["section"].eq("generative")]
+    value = published.set_index(["method", "metric"])["value"].astype(float)
+    cells = {
+        "latest adapter": f"{value['latest', 'accuracy']:.1f}",
+        "routed stack": f"{value['routed', 'accuracy']:.1f}",
+        "router accuracy": f"{value['routed', 'router_accuracy']:.1f}",
+    }
+    rows = {("published", "2 seeds"): cells}
+    whole = metrics[metrics["eval_task"].eq("") & metrics["trained_through"].eq("")]
+    wanted = {("mean_written", who): who for who in names}
+    wanted |= {("mean_unreadable", "own frame"): "unreadable, own frame"}
+    wanted |= {("mean_router_accuracy", "eval"): "router accuracy"}
+    for (metric, split), heading in wanted.items():
+        part = whole[whole["metric"].eq(metric) & whole["split"].eq(split)]
+        for row in part.itertuples():
+            rows.setdefault(("measured here", str(row.seed)), {})[heading] = (
+                f"{100 * row.value:.1f}"
+            )
+        if part["seed"].nunique() > 1:
+            interval = _interval(over_seeds(part, ["metric"]).iloc[0])
+            rows.setdefault(("measured here", "mean"), {})[heading] = interval
+    columns = [*names, "unreadable, own frame", "router accuracy"]
+    table = pd.DataFrame.from_dict(rows, "index").reindex(columns=columns).fillna("")
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["who", "seed"])
+    return table
+
+
 def share_curve(metrics: pd.DataFrame) -> pd.DataFrame:
     """Points lost and accuracy learned against BitStack's share, for `plotting.curves`.
 
@@ -899,7 +933,7 @@ def readme_tables(name: str) -> str:
     """A table of the README as Markdown, from the committed runs: a preset's published columns,
     ``routers_<preset>``, ``probe_<preset>``, ``baselines_<preset>``, ``bitstack_<preset>``,
     ``compression_<preset>``, ``boundary_<preset>``, ``shrink_<preset>``,
-    ``generalization_<preset>`` or ``orders``."""
+    ``generalization_<preset>``, ``generative_<preset>`` or ``orders``."""
     runs = load_runs()
     kind, _, preset = name.partition("_")
     if kind == "routers":
@@ -918,6 +952,9 @@ def readme_tables(name: str) -> str:
     elif kind == "generalization":
         here = runs["preset"].eq(preset) & runs["method"].eq("generalization")
         table = generalization_table(runs[here])
+    elif kind == "generative":
+        here = runs["preset"].eq(preset) & runs["method"].eq("generative")
+        table = generative_table(runs[here])
     elif name == "orders":
         table = order_table(runs[runs["run_id"].str.startswith("04_baselines-")])
     elif kind == "probe":

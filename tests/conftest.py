@@ -114,6 +114,22 @@ def model_dirs(tmp_path_factory) -> dict[str, Path]:
     return {kind: save_tiny_model(root / kind, kind) for kind in ("bert", "llama", "gpt2")}
 
 
+ANSWERS = (
+    "Choose label fits text Labels Label negative positive not duplicate world sports business"
+)
+ANSWERS = [*ANSWERS.split(), *"sci tech World Sports Business Sci Tech no yes".split()]
+ANSWERS += [*"Passage Question 1 2".split(), *".:,/?"]
+
+
+@pytest.fixture(scope="session")
+def decoders(tmp_path_factory) -> dict[str, Path]:
+    """Decoders with tied embeddings, an end token, and the words of prompts and answers."""
+    root = tmp_path_factory.mktemp("decoders")
+    save_tiny_model(root / "llama", "llama", ANSWERS, tie_word_embeddings=True)
+    save_tiny_model(root / "gpt2", "gpt2", ANSWERS)
+    return {kind: root / kind for kind in ("llama", "gpt2")}
+
+
 @pytest.fixture
 def backbone(model_dirs):
     return load_backbone(str(model_dirs["bert"]), device="cpu")

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import edit_json, save_tiny_model
+from conftest import ANSWERS, edit_json, save_tiny_model
 
 from skillstack_helpers import SkillStackError, compression, generation, training
 from skillstack_helpers.backbones import load_backbone
@@ -13,18 +13,7 @@ from skillstack_helpers.frames import SkillStack, digest
 from skillstack_helpers.routers import HybridSVMRouter
 from skillstack_helpers.tasks import load_task
 
-WORDS = "Choose label fits text Labels Label negative positive not duplicate world sports business"
-WORDS = [*WORDS.split(), "sci", "tech", "World", "Sports", "Business", "Sci", "Tech", "no", "yes"]
-WORDS += [".", ":", ",", "/", "Passage", "Question", "1", "2", "?"]
 TASKS = ("imdb", "qqp")
-
-
-@pytest.fixture(scope="module")
-def decoders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("decoders")
-    save_tiny_model(root / "llama", "llama", WORDS, tie_word_embeddings=True)
-    save_tiny_model(root / "gpt2", "gpt2", WORDS)
-    return {kind: root / kind for kind in ("llama", "gpt2")}
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +249,7 @@ def test_who_cannot_write_is_told_so(model_dirs, decoders, rows, tmp_path):
     prompt = generation.instruction(rows[0].task)
     stack = SkillStack(load_backbone(str(model_dirs["bert"]), device="cpu"))
     no_end = load_backbone(str(model_dirs["gpt2"]), device="cpu")
-    untied = save_tiny_model(tmp_path / "untied", "llama", WORDS, tie_word_embeddings=False)
+    untied = save_tiny_model(tmp_path / "untied", "llama", ANSWERS, tie_word_embeddings=False)
     for backbone, words in (
         (no_end, "has no end token"),
         (load_backbone(str(untied), device="cpu"), "has an output layer of its own"),

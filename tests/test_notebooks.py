@@ -181,6 +181,24 @@ def test_generalization_notebook_asks_unseen_tasks(tmp_path, model_dirs, data_di
     assert (routes.sum(axis=1) - 1).abs().max() < 1e-9
 
 
+def test_generative_notebook_writes_and_remembers(tmp_path, decoders, data_dir):
+    given = {"model": str(decoders["llama"]), "lora_r": 4, "max_length": 60, "lr": 0.01}
+    done = papermill("08_generative_probe", tmp_path, data_dir=data_dir, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = the_run(tmp_path)
+    assert results.read_facts(run)["status"] == "finished"
+    assert len(list(run.glob("*.png"))) == 3
+    metrics = results.read_metrics(run / "metrics.csv")
+    assert not metrics["value"].isna().any()
+    assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
+    memory = pd.read_csv(run / "memory.csv")
+    assert set(memory["shown"]) == {"nothing", "right memory", "wrong memory", "random"}
+    assert len(memory) == 2 * 4 * (4 * 4 + 8)  # who, shown, half of the rows of five tasks
+    table = results.generative_table(metrics)
+    assert table.loc[("published", "2 seeds"), "routed stack"] == "75.8"
+    assert table.loc[("measured here", "42"), "router accuracy"]
+
+
 @pytest.mark.parametrize(
     "parameters, words",
     [
