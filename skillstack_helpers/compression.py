@@ -162,7 +162,7 @@ def lower_rank(
         raise SkillStackError(f"energy must be above 0 and at most 1, got {energy}")
     changed = {}
     for frame in _plain(stack, names):
-        parts = {module: _svd(update) for module, update in _updates(frame).items()}
+        parts = {module: _svd(update) for module, update in frame.updates().items()}
         squares = sum(s.double() ** 2 for _, s, _ in parts.values())  # (r,)
         kept = torch.cumsum(squares, 0) / squares.sum().clamp_min(1e-30)
         r = min(int((kept < energy - 1e-9).sum()) + 1, len(squares))
@@ -212,7 +212,7 @@ def shared_basis(
         raise SkillStackError(f"a shared basis takes two frames or more, got {len(frames)}")
     if len({frozenset(frame.weights().lora) for frame in frames}) > 1:
         raise SkillStackError("a shared basis takes frames with the same targets")
-    updates = [_updates(frame) for frame in frames]
+    updates = [frame.updates() for frame in frames]
     narrowest = min(min(b.shape[0], a.shape[1]) for b, a in updates[0].values())
     most = min(sum(frame.slot[0] for frame in frames), narrowest)
     if not 1 <= rank <= most:
@@ -235,15 +235,6 @@ def shared_basis(
     new = _replaced(stack, "shared_basis", changed, f"rank {rank}")
     new.decisions[-1]["energy"] = energy / max(total, 1e-30)
     return new
-
-
-def _updates(frame: Frame) -> dict[str, tuple[Tensor, Tensor]]:
-    """Per module the scaled update as two factors: B alpha / r (out, r), A (r, in)."""
-    lora, (r, alpha) = frame.weights().lora, frame.slot
-    modules = [n.removesuffix(".lora_A.weight") for n in lora if n.endswith(".lora_A.weight")]
-    return {
-        m: (lora[f"{m}.lora_B.weight"] * (alpha / r), lora[f"{m}.lora_A.weight"]) for m in modules
-    }
 
 
 def _svd(update: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -93,6 +93,13 @@ class Frame:
         """Adapter and head; raises `SkillStackError` if a file is not what was saved."""
         return self._weights if self._weights is not None else _read_weights(self)
 
+    def updates(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per module the scaled update B A as two factors: B alpha / r (out, r) and A (r, in)."""
+        lora, (r, alpha) = self.weights().lora, self.slot
+        modules = [n.removesuffix(".lora_A.weight") for n in lora if n.endswith(".lora_A.weight")]
+        scaled = {m: lora[f"{m}.lora_B.weight"] * (alpha / r) for m in modules}
+        return {m: (scaled[m], lora[f"{m}.lora_A.weight"]) for m in modules}
+
     @property
     def slot(self) -> tuple[int, int]:
         """(r, alpha) of the LoRA slot the adapter fits."""

@@ -53,7 +53,7 @@ def logits(stack, rows, name):
 
 def updates(frame):
     """Per module B A alpha / r as one matrix, float64."""
-    return {m: b.double() @ a.double() for m, (b, a) in compression._updates(frame).items()}
+    return {m: b.double() @ a.double() for m, (b, a) in frame.updates().items()}
 
 
 # ------------------------------------------------------------------ dropping

@@ -1,0 +1,563 @@
+"""See inside a stack. Every view is a plain function that returns a table or a figure; `inspector`
+puts them together on ipywidgets, for notebooks and for Voilà.
+
+Texts typed by a user are shown as they are and never interpreted as HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy.special import softmax
+from tqdm.auto import tqdm
+
+from . import SkillStackError, plotting
+from .backbones import load_backbone
+from .frames import Frame, SkillStack, _read_stack_json, _weights_digest
+from .results import repo_root
+from .routers import _Router, load_router, make_router, save_router
+from .tasks import TASKS, TaskData, load_task
+
+# ---------------------------------------------------------------------- a stack
+
+
+def find_stacks(root: str | Path = "results") -> list[Path]:
+    """Folders below `root` (relative to the repository) that hold a saved stack, by name."""
+    return sorted(path.parent for path in (repo_root() / root).glob("**/stack.json"))
+
+
+def chain_table(stack: SkillStack) -> pd.DataFrame:
+    """The chain, latest frame first: task, parent, labels, accuracy, bytes, and whether every
+    file on disk is what was saved. A dropped frame says who answers for it."""
+    rows = []
+    for frame in stack.chain():
+        try:
+            SkillStack.verify(_only(stack, frame))
+            intact = "yes" if frame.folder else "not saved"
+        except SkillStackError as error:
+            intact = str(error)
+        rows.append(
+            {
+                "frame": frame.name,
+                "task": frame.task,
+                "parent": frame.parent or "",
+                "labels": len(frame.label_names),
+                "accuracy (%)": _percent(frame.metrics.get("accuracy")),
+                "bytes": frame.nbytes,
+                "intact": intact,
+            }
+        )
+    for name, entry in stack.dropped.items():
+        rows.append({"frame": name, "parent": entry["parent"] or "", "intact": "dropped"})
+        rows[-1]["task"] = f"answered by {stack[name].name}"
+    return pd.DataFrame(rows).fillna("").set_index("frame")
+
+
+def _only(stack: SkillStack, frame: Frame) -> SkillStack:
+    one = SkillStack(stack.backbone)
+    one.frames = [frame]
+    return one
+
+
+def _percent(value) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def chain_figure(stack: SkillStack, walked: pd.DataFrame | None = None) -> Axes:
+    """The chain drawn, latest to root; `walked` (a `walk_table`) colours the frames visited."""
+    chain = stack.chain()
+    ax = plt.subplots(figsize=(1.6 + 1.35 * len(chain), 1.7), layout="constrained")[1]
+    for i, frame in enumerate(chain):
+        color, edge = "white", "black"
+        if walked is not None and frame.name in walked.index:
+            row = walked.loc[frame.name]
+            color = {"answers": "#009E73", "passed": "#E8E8E8"}.get(row["step"], "white")
+        place = {"ha": "center", "va": "center", "fontsize": 8}
+        box = {"boxstyle": "round", "facecolor": color, "edgecolor": edge}
+        accuracy = _percent(frame.metrics.get("accuracy"))
+        words = f"{frame.name}\n{accuracy} %" if accuracy else frame.name
+        ax.text(i, 0, words, bbox=box, **place)
+        if i:
+            arrow = {"arrowstyle": "<-", "shrinkA": 32, "shrinkB": 32}
+            ax.annotate("", (i - 1, 0), (i, 0), arrowprops=arrow)
+    ax.set_xlim(-0.7, len(chain) - 0.3)
+    ax.set_ylim(-0.6, 0.6)
+    ax.set_title("latest frame  →  its parents  →  root", fontsize=9)
+    ax.axis("off")
+    return ax
+
+
+# ---------------------------------------------------------------------- a frame
+
+
+def frame_card(frame: Frame) -> pd.DataFrame:
+    """What a frame is: one column of facts."""
+    told = frame.training
+    facts = {
+        "task": frame.task,
+        "labels": ", ".join(frame.label_names),
+        "parent": frame.parent or "none: the root",
+        "accuracy on its own evaluation rows (%)": _percent(frame.metrics.get("accuracy")),
+        "rows": frame.metrics.get("n", ""),
+        "steps": len(frame.losses),
+        "seconds of training": f"{frame.seconds:.1f}",
+        "rank, alpha": ", ".join(map(str, frame.slot)),
+        "learning rate": f"{told['lr']:g}" if told.get("lr") else "",
+        "seed": told.get("seed", ""),
+        "answers by": "writing" if frame.prompt else "a head",
+        "stored as": frame.storage.get("format", "plain LoRA"),
+        "bytes": f"{frame.nbytes:,}",
+        "rows' source": frame.data.get("source", ""),
+        "trained with": ", ".join(f"{k} {v}" for k, v in frame.versions.items()),
+        "folder": str(frame.folder or "not saved"),
+    }
+    return pd.DataFrame({"": {name: str(value) for name, value in facts.items()}})
+
+
+def training_curve(frame: Frame, ax: Axes | None = None) -> Axes:
+    """Loss of every step, and its running mean."""
+    ax = ax or plt.subplots(figsize=(5.2, 3), layout="constrained")[1]
+    losses = pd.Series(frame.losses, dtype=float)
+    ax.plot(losses.index + 1, losses, color="#BBBBBB", lw=1, label="step")
+    smooth = losses.rolling(max(1, len(losses) // 10), min_periods=1).mean()
+    ax.plot(losses.index + 1, smooth, color="#0072B2", label="running mean")
+    ax.set_xlabel("training step")
+    ax.set_ylabel("loss")
+    ax.set_title(f"Training of {frame.name}")
+    ax.legend(frameon=False)
+    return ax
+
+
+def layer_norms(frame: Frame, since: Frame | None = None) -> pd.DataFrame:
+    """Frobenius norm of every update B A (scaled by alpha / r): rows layers, columns modules.
+
+    since: another frame, e.g. the parent; then the norm of the difference, what this task moved.
+    """
+    updates = frame.updates()
+    before = since.updates() if since is not None else {}
+    cells = {}
+    for name, (b, a) in updates.items():
+        if name in before:  # B A - B' A' as one product of stacked factors
+            b0, a0 = before[name]
+            b, a = np.hstack([b, -b0]), np.vstack([a, a0])
+        gram = np.asarray(b, dtype=float).T @ np.asarray(b, dtype=float)
+        other = np.asarray(a, dtype=float) @ np.asarray(a, dtype=float).T
+        layer = re.search(r"\.(\d+)\.", name)
+        module = name[layer.end() :] if layer else name.rsplit(".", 1)[-1]
+        norm = float(np.sqrt(max(0.0, (gram * other).sum())))
+        cells[int(layer[1]) if layer else -1, module] = norm
+    table = pd.Series(cells).unstack()
+    return table.rename_axis(index="layer", columns="module")
+
+
+def layer_figure(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """`layer_norms` as a heat map."""
+    ax = ax or plt.subplots(figsize=(2.5 + 1.1 * table.shape[1], 1.8 + 0.3 * len(table)),
+                            layout="constrained")[1]  # fmt: skip
+    image = ax.imshow(table, cmap="viridis", aspect="auto", vmin=0)
+    ax.set_xticks(range(table.shape[1]), table.columns, rotation=30, ha="right", fontsize=8)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set_ylabel("layer")
+    ax.set_title(title)
+    ax.figure.colorbar(image, ax=ax, label="norm of B A")
+    return ax
+
+
+def own_answers(stack: SkillStack, frame: str, data: TaskData) -> pd.DataFrame:
+    """A frame's answers to a task's evaluation rows: text, label, answer, probability, right."""
+    texts = data.texts("eval")
+    prediction = stack.predict(texts, frame)
+    truth = [data.task.label_names[k] for k in data.labels("eval")]
+    answer = list(prediction.label_names)
+    return pd.DataFrame(
+        {
+            "text": texts,
+            "label": truth,
+            "answer": answer,
+            "probability": prediction.probabilities.max(1, initial=0.0),
+            "right": [a == b for a, b in zip(truth, answer, strict=True)],
+        }
+    )
+
+
+def per_class(answers: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy and count for every right label of `own_answers`."""
+    groups = answers.groupby("label", sort=False)["right"]
+    return pd.DataFrame({"accuracy (%)": (100 * groups.mean()).round(1), "n": groups.size()})
+
+
+def mistakes(answers: pd.DataFrame) -> pd.DataFrame:
+    """Wrong answers of `own_answers`, the most confident first."""
+    wrong = answers[~answers["right"]].drop(columns="right")
+    return wrong.sort_values("probability", ascending=False, ignore_index=True)
+
+
+def confusion_figure(answers: pd.DataFrame) -> Axes:
+    """Labels against answers, counts."""
+    names = list(dict.fromkeys([*answers["label"], *answers["answer"]]))
+    table = pd.crosstab(answers["label"], answers["answer"]).reindex(names, columns=names)
+    ax = plotting.confusion(table.fillna(0).astype(int))
+    ax.set_xlabel("answer")
+    ax.set_ylabel("label")
+    ax.set_title("What was answered (count)")
+    return ax
+
+
+# ---------------------------------------------------------------------- one text
+
+
+def render(task: str, text: str, text_pair: str = "") -> str:
+    """A typed text as the frames of a task see it, rendered by the task's template."""
+    if task not in TASKS:
+        return text
+    return TASKS[task].template.format(text=text, text_pair=text_pair)
+
+
+def walk_table(router: _Router, text: str) -> pd.DataFrame:
+    """Every frame's score for one text, latest frame first, and what the walk did there.
+
+    Columns: score, probability, step: ``passed``, ``answers`` or ``not reached``; with routers
+    that do not walk the best score answers and the others are ``compared``; ``answers (fallback)``
+    where nobody exceeded the threshold.
+    """
+    scores = router.decision_function([text])
+    route = router.route([text]).iloc[0]
+    names = list(router.frames_)
+    steps = dict.fromkeys(names, "compared")
+    if not np.isnan(route["depth"]):
+        visited = names[::-1][: int(route["depth"])]
+        steps = {name: "passed" if name in visited else "not reached" for name in names}
+    steps[route["frame"]] = "answers (fallback)" if route["fallback"] else "answers"
+    table = pd.DataFrame(
+        {
+            "score": scores[0],
+            "probability": softmax(scores[0] / router.temperature_),
+            "step": [steps[name] for name in names],
+        },
+        index=pd.Index(names, name="frame"),
+    )
+    return table.iloc[::-1]
+
+
+def ask(stack: SkillStack, text: str, frames: Sequence[str]) -> pd.DataFrame:
+    """The same text answered by several frames: answer, probability, and all probabilities."""
+    rows = {}
+    for name in dict.fromkeys(frames):
+        frame = stack[name]
+        prediction = stack.predict([text], name)
+        chances = prediction.probabilities[0, : len(frame.label_names)]
+        ranked = sorted(zip(chances, frame.label_names, strict=True), reverse=True)
+        rows[name] = {
+            "answer": prediction.label_names[0],
+            "probability": float(chances.max()),
+            "all": ", ".join(f"{label} {chance:.2f}" for chance, label in ranked),
+        }
+        if frame.name != name:
+            rows[name]["answered by"] = frame.name
+    return pd.DataFrame.from_dict(rows, "index").fillna("").rename_axis("frame")
+
+
+# ---------------------------------------------------------------------- two of them
+
+
+def compare_frames(one: Frame, other: Frame) -> pd.DataFrame:
+    """Per layer and module: norms of both updates and the cosine between them."""
+    first, second = one.updates(), other.updates()
+    rows = []
+    for name in first:
+        if name not in second:
+            continue
+        (b, a), (b0, a0) = (
+            [np.asarray(x, dtype=float) for x in p] for p in (first[name], second[name])
+        )
+        dot = float(((b.T @ b0) * (a @ a0.T)).sum())
+        norms = [np.sqrt(((x.T @ x) * (y @ y.T)).sum()) for x, y in ((b, a), (b0, a0))]
+        layer = re.search(r"\.(\d+)\.", name)
+        rows.append(
+            {
+                "layer": int(layer[1]) if layer else -1,
+                "module": name[layer.end() :] if layer else name,
+                one.name: norms[0],
+                other.name: norms[1],
+                "cosine": dot / max(norms[0] * norms[1], 1e-30),
+            }
+        )
+    return pd.DataFrame(rows).set_index(["layer", "module"])
+
+
+def compare_stacks(one: SkillStack, other: SkillStack) -> pd.DataFrame:
+    """Frame by frame: in which stack, accuracy, bytes, and whether the weights are the same."""
+    names = list(dict.fromkeys(f.name for stack in (one, other) for f in stack.frames))
+    rows = {}
+    for name in names:
+        pair = [next((f for f in s.frames if f.name == name), None) for s in (one, other)]
+        row = {}
+        for frame, where in zip(pair, ("first", "second"), strict=True):
+            row[f"accuracy, {where} (%)"] = (
+                _percent(frame.metrics.get("accuracy")) if frame else "–"
+            )
+            row[f"bytes, {where}"] = frame.nbytes if frame else 0
+        same = all(pair) and _weights_digest(pair[0]) == _weights_digest(pair[1])
+        row["same weights"] = "yes" if same else "no"
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("frame")
+
+
+# ---------------------------------------------------------------------- with widgets
+
+ROUTERS = ("hybrid_chain", "scaffold_blind", "centroid")  # fitted where a stack has none saved
+PAGE = 5  # mistakes shown at a time
+
+
+def open_stack(folder: str | Path, backbones: dict | None = None) -> SkillStack:
+    """Open a saved stack with the backbone it was made with.
+
+    backbones: loaded ones, (name, dtype, quantization) -> Backbone; used and added to, so that no
+    model is loaded twice. Raises `SkillStackError` in one line for a folder that holds no stack.
+    """
+    folder = Path(folder).expanduser()
+    folder = folder if folder.is_absolute() else repo_root() / folder
+    made_with = _read_stack_json(folder)["backbone"]
+    key = tuple(made_with.get(name) for name in ("name", "dtype", "quantization"))
+    if not isinstance(key[0], str):
+        raise SkillStackError(f"{folder / 'stack.json'}: the backbone has no name")
+    backbones = {} if backbones is None else backbones
+    if key not in backbones:
+        backbones[key] = load_backbone(*key)
+    return SkillStack.from_pretrained(folder, backbones[key])
+
+
+def load_rows(frame: Frame) -> TaskData:
+    """The rows a frame was trained and evaluated on, loaded again."""
+    told = frame.training
+    budget = (told["n_train"], told["n_router"], told["n_eval"], told["seed"])
+    return load_task(frame.task, *budget, source=frame.data.get("source", "auto"))
+
+
+def stack_routers(
+    stack: SkillStack, folder: str | Path, names: Sequence[str] = ROUTERS, progress=tqdm
+) -> dict[str, _Router]:
+    """The routers saved in a stack's folder; where there is none, fitted on the routing rows of
+    its tasks and saved."""
+    folder = Path(folder) / "routers"
+    saved = sorted(path.parent for path in folder.glob("*/router.json"))
+    if saved:
+        return {p.name: load_router(p, backbone=stack.backbone, stack=stack) for p in saved}
+    streams = [load_rows(frame) for frame in progress(stack.frames, desc="routing rows")]
+    texts = [text for data in streams for text in data.texts("router")]
+    frames = [data.name for data in streams for _ in data.texts("router")]
+    fitted = {}
+    for name in progress(names, desc="fit routers"):
+        fitted[name] = make_router(name, backbone=stack.backbone, stack=stack).fit(texts, frames)
+        save_router(fitted[name], folder / name)
+    return fitted
+
+
+def inspector(folder: str | Path | None = None, root: str | Path = "results"):
+    """The whole inspector as one widget: pick a stack, look at its chain and frames, ask it, and
+    set two of them side by side. folder: opened at once; root: where the picker looks."""
+    return _Inspector(folder, root).view
+
+
+class _Inspector:
+    """State and callbacks behind `inspector`; everything shown comes from the functions above."""
+
+    def __init__(self, folder, root):
+        import ipywidgets as w
+
+        self.w, self.backbones, self.stack, self.routers = w, {}, None, {}
+        found = {str(path.relative_to(repo_root())): str(path) for path in find_stacks(root)}
+        wide = w.Layout(width="98%")
+        self.message = w.HTML()
+        self.picker = w.Dropdown(options={"choose a saved stack": "", **found}, layout=wide)
+        self.path = w.Text(placeholder="or a folder, then Open", layout=wide)
+        self.open_button = w.Button(description="Open", button_style="primary")
+        self.chain = w.VBox()
+        self.frame = w.Dropdown(description="frame")
+        self.card = w.VBox()
+        self.text = w.Textarea(placeholder="type or paste a text", layout=wide, rows=4)
+        self.pair = w.Textarea(placeholder="a second text, for pair tasks", layout=wide, rows=2)
+        self.router = w.Dropdown(description="router")
+        self.form = w.Dropdown(description="written as")
+        self.ask_button = w.Button(description="Answer", button_style="primary")
+        self.answer = w.VBox()
+        self.second = w.Dropdown(options={"this stack": "", **found}, layout=wide)
+        self.other = w.Dropdown(description="with frame")
+        self.compared = w.VBox()
+        self.tabs = w.Tab(
+            [
+                w.VBox([self.text, self.pair, w.HBox([self.router, self.form, self.ask_button]),
+                        self.answer]),
+                self.chain,
+                w.VBox([self.frame, self.card]),
+                w.VBox([self.second, self.other, self.compared]),
+            ],
+            titles=["Ask", "Chain", "Frame", "Compare"],
+        )  # fmt: skip
+        self.view = w.VBox([self.picker, w.HBox([self.path, self.open_button]), self.message,
+                            self.tabs])  # fmt: skip
+        self.picker.observe(lambda change: self.open(change["new"]), "value")
+        self.open_button.on_click(lambda _: self.open(self.path.value.strip()))
+        self.frame.observe(lambda _: self.show_frame(), "value")
+        self.ask_button.on_click(lambda _: self.show_answer())
+        self.router.observe(lambda _: self.text.value.strip() and self.show_answer(), "value")
+        self.second.observe(lambda _: self.show_second(), "value")
+        self.other.observe(lambda _: self.show_compared(), "value")
+        self.second_stack = None
+        if folder is not None:
+            self.open(str(folder))
+
+    # every callback reports what is wrong in one line instead of a traceback
+
+    def guarded(self, work, *arguments) -> None:
+        try:
+            work(*arguments)
+        except SkillStackError as error:
+            self.say(str(error), "#B00020")
+
+    def say(self, text: str, color: str = "black") -> None:
+        self.message.value = f'<p class="said" style="color:{color}">{html.escape(text)}</p>'
+
+    def table(self, table: pd.DataFrame, name: str = "shown"):
+        return self.w.HTML(table.to_html(escape=True, classes=name, border=0, float_format="%.3f"))
+
+    def image(self, ax: Axes):
+        out = io.BytesIO()
+        ax.figure.savefig(out, format="png", dpi=110)
+        plt.close(ax.figure)
+        return self.w.Image(value=out.getvalue(), format="png", layout={"max_width": "100%"})
+
+    def open(self, folder: str) -> None:
+        if folder:
+            self.guarded(self._open, folder)
+
+    def _open(self, folder: str) -> None:
+        self.say(f"opening {folder} …")
+        stack = open_stack(folder, self.backbones)
+        path = Path(folder).expanduser()
+        routers = stack_routers(stack, path if path.is_absolute() else repo_root() / path)
+        self.stack, self.routers, self.second_stack = stack, routers, stack
+        names = [frame.name for frame in stack.chain()]
+        self.say(f"{len(names)} frames on {stack.backbone.name}, routers: {', '.join(routers)}")
+        self.chain.children = [self.image(chain_figure(stack)), self.table(chain_table(stack))]
+        self.router.options = list(routers)
+        self.form.options = {"as it is": "", **{n: n for n in names}}
+        self.answer.children = []
+        self.frame.options = self.other.options = names
+        self.second.value = ""
+        self.show_frame()
+        self.show_compared()
+
+    def show_frame(self) -> None:
+        if self.stack is not None and self.frame.value:
+            self.guarded(self._show_frame, self.stack[self.frame.value])
+
+    def _show_frame(self, frame: Frame) -> None:
+        parent = self.stack[frame.parent] if frame.parent else None
+        moved = layer_norms(frame, parent)
+        title = f"What {frame.name} moved" + (f" from {parent.name}" if parent else "")
+        button = self.w.Button(description="Its answers and mistakes", layout={"width": "15em"})
+        space = self.w.VBox()
+        button.on_click(lambda _: self.guarded(self._show_rows, frame, space))
+        self.card.children = [
+            self.table(frame_card(frame)),
+            self.image(training_curve(frame)),
+            self.image(layer_figure(moved, title)),
+            button,
+            space,
+        ]
+
+    def _show_rows(self, frame: Frame, space) -> None:
+        answers = own_answers(self.stack, frame.name, load_rows(frame))
+        wrong = mistakes(answers)
+        last = max(0, (len(wrong) - 1) // PAGE)
+        page = self.w.BoundedIntText(value=0, min=0, max=last, description=f"page 0–{last}")
+        listed = self.w.VBox()
+        names = list(dict.fromkeys([*answers["label"], *answers["answer"]]))
+        cell = [self.w.Dropdown(options=names, description=d) for d in ("label", "answer")]
+        behind = self.w.VBox()
+
+        def turn(_=None) -> None:
+            shown = wrong.iloc[page.value * PAGE : (page.value + 1) * PAGE]
+            listed.children = [self.table(shown.assign(text=shown["text"].str.slice(0, 300)))]
+
+        def look(_=None) -> None:
+            mine = answers["label"].eq(cell[0].value) & answers["answer"].eq(cell[1].value)
+            texts = answers.loc[mine, ["text", "probability"]].head(PAGE)
+            behind.children = [self.table(texts.assign(text=texts["text"].str.slice(0, 300)))]
+
+        page.observe(turn, "value")
+        for box in cell:
+            box.observe(look, "value")
+        turn()
+        look()
+        space.children = [
+            self.table(per_class(answers)),
+            self.w.HTML(f"<b>{len(wrong)} mistakes, the most confident first</b>"),
+            page,
+            listed,
+            self.image(confusion_figure(answers)),
+            self.w.HTML("<b>The texts behind a cell</b>"),
+            self.w.HBox(cell),
+            behind,
+        ]
+
+    def show_answer(self) -> None:
+        if self.stack is None:
+            self.say("open a stack first", "#B00020")
+        elif not self.text.value.strip():
+            self.say("type a text first", "#B00020")
+        else:
+            self.guarded(self._show_answer)
+
+    def _show_answer(self) -> None:
+        text = render(self.form.value, self.text.value, self.pair.value)
+        if not self.form.value and self.pair.value.strip():
+            text = f"{text}\n{self.pair.value}"
+        router = self.routers[self.router.value]
+        steps = walk_table(router, text)
+        first = self.stack.answer([text], router).iloc[0]
+        chance = f"{first['label_name']} ({100 * first['probability']:.0f} %)"
+        depth = "" if np.isnan(first["depth"]) else f", {first['depth']:.0f} frames visited"
+        fallback = ", by fallback" if first["fallback"] else ""
+        self.say(f"{first['frame']} answers{fallback}{depth}: {chance}")
+        self.answer.children = [
+            self.w.HTML(f'<pre class="asked">{html.escape(text[:2000])}</pre>'),
+            self.image(chain_figure(self.stack, steps)),
+            self.w.HTML(f"<b>The scores of {html.escape(self.router.value)}</b>"),
+            self.table(steps, "walk"),
+            self.w.HTML("<b>What every frame would have said</b>"),
+            self.table(ask(self.stack, text, list(steps.index)), "answers"),
+        ]
+
+    def show_second(self) -> None:
+        self.guarded(self._show_second)
+
+    def _show_second(self) -> None:
+        if self.stack is not None:
+            chosen = self.second.value
+            self.second_stack = open_stack(chosen, self.backbones) if chosen else self.stack
+            self.other.options = [frame.name for frame in self.second_stack.chain()]
+            self.show_compared()
+
+    def show_compared(self) -> None:
+        if self.stack is not None and self.frame.value and self.other.value:
+            self.guarded(self._show_compared)
+
+    def _show_compared(self) -> None:
+        one, other = self.stack[self.frame.value], self.second_stack[self.other.value]
+        shown = []
+        if self.second_stack is not self.stack:
+            shown.append(self.table(compare_stacks(self.stack, self.second_stack)))
+        if one is not other:
+            shown.append(self.w.HTML(f"<b>{one.name} against {other.name}, layer by layer</b>"))
+            shown.append(self.table(compare_frames(one, other)))
+        self.compared.children = shown
