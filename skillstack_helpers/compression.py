@@ -637,7 +637,7 @@ class _Rule:
         self.picks = router.predict([held_back.texts[i] for i in self.rows])
         self.stack = stack  # as it was; asked only about rows whose answer may change
         self.answering = self._frames(stack)
-        spent = [d for d in stack.decisions if "total" in d and not d.get("undone")]
+        spent = [d for d in stack.decisions if d.get("accepted") and not d.get("undone")]
         self.spent = Loss(
             sum(d["total"] for d in spent),
             sum(d["variance"] for d in spent),

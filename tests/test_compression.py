@@ -532,6 +532,12 @@ def test_bounds_add_up_over_decisions(stack, evidence):
     assert [f.name for f in again.frames] == [f.name for f in small.frames]
     rule = compression._Rule(small, *evidence, 100, 0.95)
     assert rule.spent.total == pytest.approx(sum(d["total"] for d in steps))
+    # what was refused was not spent, and does not stand in the way of a later call
+    strict = compression.prune(stack, *evidence, max_loss_pp=0.0, confidence=1 - 1e-9)
+    assert any(d["kind"] == "keep" and d.get("total") for d in strict.decisions)
+    assert compression._Rule(strict, *evidence, 100, 0.95).spent == (0, 0, 0, 0)
+    later = compression.prune(strict, *evidence, max_loss_pp=100)
+    assert [f.name for f in later.frames] == [f.name for f in small.frames]
 
 
 def test_admit_one_frame_after_another(stack, rows, evidence):
