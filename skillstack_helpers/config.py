@@ -16,7 +16,7 @@ from . import SkillStackError
 
 # Where a run reads and writes does not change what it measures, so it is no part of its identity.
 # So with the choice of methods: each has a run of its own.
-_PLACES = ("data_dir", "output_dir", "methods")
+_PLACES = ("data_dir", "output_dir", "methods", "stack_dir")
 # Parameters of a few methods only, and these methods: no part of the identity of other runs.
 _OF_METHODS = {
     "ewc_strength": ("ewc", "ewc_replay"),
@@ -61,6 +61,7 @@ class RunConfig:
     source: str = "auto"  # folder, hub, embedded, or auto
     data_dir: str | None = None  # folder source; None: the variable SKILLSTACK_DATA
     output_dir: str = "results/runs"  # relative to the repository root
+    stack_dir: str | None = None  # a saved stack to look into (notebook 11)
 
     def __post_init__(self):
         for name, kind in typing.get_type_hints(type(self)).items():

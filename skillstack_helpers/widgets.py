@@ -34,6 +34,14 @@ def find_stacks(root: str | Path = "results") -> list[Path]:
     return sorted(path.parent for path in (repo_root() / root).glob("**/stack.json"))
 
 
+def newest_stack(root: str | Path = "results") -> Path:
+    """The stack below `root` that was saved last."""
+    found = find_stacks(root)
+    if not found:
+        raise SkillStackError(f"no saved stack below {root}: run `make demo`, or give stack_dir")
+    return max(found, key=lambda path: (path / "stack.json").stat().st_mtime)
+
+
 def chain_table(stack: SkillStack) -> pd.DataFrame:
     """The chain, latest frame first: task, parent, labels, accuracy, bytes, and whether every
     file on disk is what was saved. A dropped frame says who answers for it."""
@@ -313,7 +321,7 @@ def compare_stacks(one: SkillStack, other: SkillStack) -> pd.DataFrame:
 
 # ---------------------------------------------------------------------- with widgets
 
-ROUTERS = ("hybrid_chain", "scaffold_blind", "centroid")  # fitted where a stack has none saved
+ROUTERS = ("hybrid_chain", "centroid")  # fitted where a stack has none saved
 PAGE = 5  # mistakes shown at a time
 
 
@@ -374,7 +382,8 @@ class _Inspector:
         import ipywidgets as w
 
         self.w, self.backbones, self.stack, self.routers = w, {}, None, {}
-        found = {str(path.relative_to(repo_root())): str(path) for path in find_stacks(root)}
+        base = repo_root() / root
+        found = {str(path.relative_to(base)): str(path) for path in find_stacks(root)}
         wide = w.Layout(width="98%")
         self.message = w.HTML()
         self.picker = w.Dropdown(options={"choose a saved stack": "", **found}, layout=wide)

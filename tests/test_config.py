@@ -78,11 +78,11 @@ def test_run_id_depends_on_every_parameter_but_the_places():
     )  # fmt: skip
     for field, value in changed.items():
         assert dataclasses.replace(base, **{field: value}).run_id() != base.run_id(), field
-    for field in ("data_dir", "output_dir"):
+    for field in ("data_dir", "output_dir", "stack_dir"):
         assert dataclasses.replace(base, **{field: "elsewhere"}).run_id() == base.run_id()
     of_methods = {"ewc_strength", "olora_strength", "buffer_size", "methods"}  # see below
     of_methods |= {"n_held_back", "max_loss_pp"}
-    assert set(changed) | of_methods | {"data_dir", "output_dir"} == {
+    assert set(changed) | of_methods | {"data_dir", "output_dir", "stack_dir"} == {
         f.name for f in dataclasses.fields(RunConfig)
     }
 
