@@ -457,11 +457,16 @@ class _Inspector:
         names = [frame.name for frame in stack.chain()]
         self.say(f"{len(names)} frames on {stack.backbone.name}, routers: {', '.join(routers)}")
         self.chain.children = [self.image(chain_figure(stack)), self.table(chain_table(stack))]
-        self.router.options = list(routers)
-        self.form.options = {"as it is": "", **{n: n for n in names}}
         self.answer.children = []
-        self.frame.options = self.other.options = names
         self.second.value = ""
+        for box, options in (
+            (self.router, {name: name for name in routers}),
+            (self.form, {"as it is": ""} | {name: name for name in names}),
+            (self.frame, {name: name for name in names}),
+            (self.other, {name: name for name in names}),
+        ):
+            box.options = options
+            box.value = next(iter(options.values()))
         self.show_frame()
         self.show_compared()
 
