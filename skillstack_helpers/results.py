@@ -753,8 +753,9 @@ def share_curve(metrics: pd.DataFrame) -> pd.DataFrame:
             "percent": pd.to_numeric(published["value"]),
         }
     )
-    both = pd.concat([ours, theirs], ignore_index=True)
-    return both.sort_values(["line", "share"], kind="stable", ignore_index=True)
+    # Seeds first, so that a seed has the same colour in figures with and without published lines.
+    order = ["line", "share"]
+    return pd.concat([ours.sort_values(order), theirs.sort_values(order)], ignore_index=True)
 
 
 def order_table(metrics: pd.DataFrame) -> pd.DataFrame:

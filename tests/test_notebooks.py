@@ -85,6 +85,15 @@ def test_routers_notebook_reuses_a_stack_and_compares(tmp_path, model_dirs, data
         outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
         assert sum("image/png" in o.get("data", {}) for o in outputs) == figures
         assert not [o for o in outputs if o.get("name") == "stderr"]
+    (stack,) = (tmp_path / "runs").glob("*/stack")
+    done = papermill("11_inspect_frames", tmp_path, data_dir=data_dir, stack_dir=str(stack))
+    assert done.returncode == 0, done.stderr[-3000:]
+    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
+    widget = "application/vnd.jupyter.widget-view+json"
+    assert widget in notebook.cells[-1].outputs[-1]["data"]
+    assert (stack / "routers" / "hybrid_chain" / "router.json").exists()
 
 
 def test_baselines_notebook_runs_all_methods_and_resumes(tmp_path, model_dirs, data_dir):
