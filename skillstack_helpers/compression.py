@@ -30,9 +30,9 @@ from .frames import (
     Frame,
     SkillStack,
     Weights,
-    _read_frame,
-    _weights_digest,
+    read_frame,
     unpack,
+    weights_digest,
 )
 from .tasks import TaskData
 
@@ -345,7 +345,7 @@ def _noted(stack: SkillStack, kind: str, old: Sequence[Frame], by: str) -> Skill
     replaced = {
         frame.name: {
             "folder": str(frame.folder.resolve()) if frame.folder else None,
-            "weights_sha256": _weights_digest(frame),
+            "weights_sha256": weights_digest(frame),
         }
         for frame in old
     }
@@ -403,8 +403,8 @@ def _old_frame(name: str, record: Mapping, original) -> Frame:
         folder = Path(original) / "frames" / name if original else record["folder"]
         if folder is None:
             raise SkillStackError(f"frame {name!r} was never saved: pass the original stack")
-        frame, where = _read_frame(Path(folder)), folder
-    if frame is None or _weights_digest(frame) != record["weights_sha256"]:
+        frame, where = read_frame(Path(folder)), folder
+    if frame is None or weights_digest(frame) != record["weights_sha256"]:
         raise SkillStackError(f"{where} does not hold the old frame {name!r}")
     return frame
 
@@ -485,7 +485,7 @@ class Answers:
 
     def _ask(self, stack: SkillStack, frame: Frame, rows: np.ndarray) -> np.ndarray:
         if id(frame) not in self._digests:  # the frame is kept, or its id could be given again
-            self._digests[id(frame)] = frame, _weights_digest(frame)
+            self._digests[id(frame)] = frame, weights_digest(frame)
         digest = self._digests[id(frame)][1]
         known = self._known.setdefault(digest, np.full(len(self.texts), -1))
         new = rows[known[rows] < 0]

@@ -385,7 +385,7 @@ class SkillStack:
         """
         folder = Path(folder)
         if (folder / "stack.json").exists():
-            there = _read_stack_json(folder)["frames"]
+            there = read_manifest(folder)["frames"]
             ours = [frame.name for frame in self.frames]
             if [entry["name"] for entry in there] != ours[: len(there)]:
                 raise SkillStackError(f"{folder} holds another stack; choose an empty folder")
@@ -415,10 +415,10 @@ class SkillStack:
 
     def _save_frame(self, frame: Frame, folder: Path) -> Frame:
         if folder.exists():
-            saved = _read_frame(folder)
+            saved = read_frame(folder)
             if frame.sha256 and dict(saved.sha256) == dict(frame.sha256):
                 return frame
-            if _weights_digest(saved) != _weights_digest(frame):
+            if weights_digest(saved) != weights_digest(frame):
                 raise SkillStackError(f"{folder} holds another frame; frames are never overwritten")
             return dataclasses.replace(frame, sha256=saved.sha256, folder=folder)
         aside = Path(tempfile.mkdtemp(prefix=f".tmp-{frame.name}-", dir=folder.parent))
@@ -480,7 +480,7 @@ class SkillStack:
         A whole frame whose folder was written but not yet listed when its process died is kept.
         """
         folder = Path(folder)
-        manifest = _read_stack_json(folder)
+        manifest = read_manifest(folder)
         if manifest["backbone"] != backbone.identity():
             theirs, ours = manifest["backbone"], backbone.identity()
             key = next(k for k in ours if theirs.get(k) != ours[k])
@@ -492,7 +492,7 @@ class SkillStack:
         stack.dropped, stack.decisions = manifest.get("dropped", {}), manifest.get("decisions", [])
         for entry in manifest["frames"]:
             path = folder / "frames" / entry["name"]
-            frame = _read_frame(path)
+            frame = read_frame(path)
             if file_sha256(path / "frame.json") != entry["sha256"]:
                 raise SkillStackError(f"{path / 'frame.json'} was changed (SHA-256 differs)")
             stack._adopt(frame)
@@ -500,7 +500,7 @@ class SkillStack:
         unlisted = [p for p in sorted((folder / "frames").glob("*")) if p.name not in listed]
         for path in unlisted:
             if path.is_dir() and _NAME.fullmatch(path.name):
-                frame = _read_frame(path)
+                frame = read_frame(path)
                 latest = stack.frames[-1].name if stack.frames else None
                 if frame.parent == latest:
                     stack._adopt(frame)
@@ -524,10 +524,10 @@ class SkillStack:
             if frame.folder is None:
                 continue
             _verify_files(frame)
-            saved = _read_frame(frame.folder)
+            saved = read_frame(frame.folder)
             if _facts(saved) != _facts(frame):
                 raise SkillStackError(f"{frame.folder / 'frame.json'} was changed")
-            if frame._weights is not None and _weights_digest(saved) != _weights_digest(frame):
+            if frame._weights is not None and weights_digest(saved) != weights_digest(frame):
                 raise SkillStackError(f"frame {frame.name!r} was changed in memory")
 
 
@@ -540,7 +540,8 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _weights_digest(frame: Frame) -> str:
+def weights_digest(frame: Frame) -> str:
+    """SHA-256 of a frame's adapter and head, names and bits."""
     weights, total = frame.weights(), hashlib.sha256()
     for part in (weights.lora, weights.head):
         for name in sorted(part):
@@ -582,7 +583,8 @@ def _read_json(path: Path, keys: Sequence[str]) -> dict:
     return fields
 
 
-def _read_stack_json(folder: Path) -> dict:
+def read_manifest(folder: Path) -> dict:
+    """A saved stack's stack.json, checked."""
     path = folder / "stack.json"
     manifest = _read_json(path, ("schema_version", "backbone", "frames"))
     for entry in manifest["frames"] if isinstance(manifest["frames"], list) else [None]:
@@ -628,7 +630,8 @@ def _facts(frame: Frame) -> dict:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in facts.items()}
 
 
-def _read_frame(folder: Path) -> Frame:
+def read_frame(folder: Path) -> Frame:
+    """One frame's folder; the weights are read when they are used."""
     _checked_name(folder.name)
     if folder.is_symlink() or not folder.is_dir():
         raise SkillStackError(f"{folder} is missing or not a plain folder")

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from . import SkillStackError, plotting
 from .backbones import load_backbone
-from .frames import Frame, SkillStack, _read_stack_json, _weights_digest
+from .frames import Frame, SkillStack, read_manifest, weights_digest
 from .results import repo_root
 from .routers import _Router, load_router, make_router, save_router
 from .tasks import TASKS, TaskData, load_task
@@ -313,7 +313,7 @@ def compare_stacks(one: SkillStack, other: SkillStack) -> pd.DataFrame:
                 _percent(frame.metrics.get("accuracy")) if frame else "–"
             )
             row[f"bytes, {where}"] = frame.nbytes if frame else 0
-        same = all(pair) and _weights_digest(pair[0]) == _weights_digest(pair[1])
+        same = all(pair) and weights_digest(pair[0]) == weights_digest(pair[1])
         row["same weights"] = "yes" if same else "no"
         rows[name] = row
     return pd.DataFrame.from_dict(rows, "index").rename_axis("frame")
@@ -333,7 +333,7 @@ def open_stack(folder: str | Path, backbones: dict | None = None) -> SkillStack:
     """
     folder = Path(folder).expanduser()
     folder = folder if folder.is_absolute() else repo_root() / folder
-    made_with = _read_stack_json(folder)["backbone"]
+    made_with = read_manifest(folder)["backbone"]
     key = tuple(made_with.get(name) for name in ("name", "dtype", "quantization"))
     if not isinstance(key[0], str):
         raise SkillStackError(f"{folder / 'stack.json'}: the backbone has no name")
