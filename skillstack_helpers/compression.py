@@ -361,37 +361,42 @@ def _noted(stack: SkillStack, kind: str, old: Sequence[Frame], by: str) -> Skill
 def undo(
     stack: SkillStack, name: str, original: SkillStack | str | Path | None = None
 ) -> SkillStack:
-    """Take back the last decision that changed frame `name`, and those before it whose result
-    was never saved.
+    """Take back the last decision that changed frame `name`, and those it cannot be had without:
+    earlier ones whose result was never saved, and later ones about the frames that come back.
 
     original: the stack the old frames are in, or its folder; by default the folder they were
     saved in when the decision was made. Raises `SkillStackError` if they are gone or changed.
     """
-    undone, records = [], {}
-    for decision in reversed(stack.decisions):
-        replaced = decision.get("replaced", {})
-        if decision.get("undone"):
-            continue
-        wanted = {n for n, record in records.items() if record["folder"] is None and not original}
-        if wanted & replaced.keys() if undone else name in replaced:
-            undone.append(decision)
-            records |= replaced
+    live = [
+        (i, decision["replaced"])
+        for i, decision in enumerate(stack.decisions)
+        if decision.get("replaced") and not decision.get("undone")
+    ]
+    undone = {i for i, replaced in live if name in replaced}
     if not undone:
         raise SkillStackError(f"no decision about frame {name!r} can be undone")
-    first = min(stack.decisions.index(decision) for decision in undone)
-    for decision in stack.decisions[first + 1 :]:
-        if decision in undone or decision.get("undone"):
-            continue
-        for other in records.keys() & decision.get("replaced", {}).keys():
-            raise SkillStackError(f"undo what was done to {other!r} later first")
-    back = {old: _old_frame(old, record, original) for old, record in records.items()}
+    undone = {max(undone)}
+    while True:
+        records: dict[str, tuple[int, Mapping]] = {}  # frame -> its first decision undone
+        for i, replaced in live:
+            if i in undone:
+                records = {old: (i, record) for old, record in replaced.items()} | records
+        more = set()
+        for old, (first, record) in records.items():
+            about = [i for i, replaced in live if old in replaced]
+            more |= {i for i in about if i > first}
+            if record["folder"] is None and original is None:
+                more |= set([i for i in about if i < first][-1:])
+        if more <= undone:
+            break
+        undone |= more
+    back = {old: _old_frame(old, record, original) for old, (_, record) in records.items()}
     new = _copy(stack, [back.pop(frame.name, frame) for frame in stack.frames])
     for frame in back.values():
         del new.dropped[frame.name]
         _insert(new, frame)
-    for i, decision in enumerate(stack.decisions):
-        if any(decision is one for one in undone):
-            new.decisions[i]["undone"] = True
+    for i in undone:
+        new.decisions[i]["undone"] = True
     return new
 
 

@@ -410,6 +410,13 @@ def test_undo_of_a_merge_and_in_order(stack, rows, tmp_path):
     chained = compression.drop(compression.drop(stack, "yelp", "imdb"), "imdb", "sst2")
     back = compression.undo(chained, "yelp")
     assert back["imdb"].name == "sst2" and back["yelp"].name == "yelp"
+    # merged, then one of the two dropped, then the other: neither merged frame was ever saved
+    gone = compression.drop(compression.merge(stack, ["imdb", "yelp"]), "yelp", "imdb")
+    gone = compression.drop(gone, "imdb", "sst2")
+    back = compression.undo(gone, "imdb")
+    assert not back.dropped and all(d["undone"] for d in back.decisions)
+    for name in ("imdb", "yelp"):
+        assert logits(back, rows, name) == stack[name].metrics["logits_sha256"]
 
 
 def test_undo_wants_the_very_frame(stack, model_dirs, rows, config, tmp_path):
