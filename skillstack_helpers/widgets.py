@@ -1,5 +1,5 @@
 """See inside a stack. Every view is a plain function that returns a table or a figure; `inspector`
-puts them together on ipywidgets, for notebooks and for Voilà.
+puts them together on ipywidgets, for notebooks.
 
 Texts typed by a user are shown as they are and never interpreted as HTML.
 """
