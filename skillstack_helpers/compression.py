@@ -30,6 +30,7 @@ from .frames import (
     Frame,
     SkillStack,
     Weights,
+    inner,
     read_frame,
     unpack,
     weights_digest,
@@ -225,7 +226,7 @@ def shared_basis(
         for part, core in zip(packed, cores, strict=True):
             part[f"{module}.core"] = core
         energy += sum(float((core.double() ** 2).sum()) for core in cores)
-        total += sum(_energy(update[module]) for update in updates)
+        total += sum(inner(update[module], update[module]) for update in updates)
     changed = {}
     for frame, own in zip(frames, packed, strict=True):
         storage = {"lora_r": rank, "lora_alpha": rank, "format": "basis"}
@@ -244,12 +245,6 @@ def _svd(update: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     qa, ra = torch.linalg.qr(a.T)
     u, s, v = torch.linalg.svd(rb @ ra.T)
     return qb @ u, s, v @ qa.T
-
-
-def _energy(update: tuple[Tensor, Tensor]) -> float:
-    """Squared Frobenius norm of B A."""
-    b, a = (part.double() for part in update)
-    return float(((b.T @ b) * (a @ a.T)).sum())
 
 
 def _joint_basis(updates, rank: int, rounds: int) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -603,8 +598,6 @@ def prune(
             if evidence["accepted"]:
                 trial.decisions[-1].update(evidence)
                 current = trial
-            else:
-                refused["int8"] = {"by": "int8", **evidence}
     current = _copy(current, current.frames)
     for frame in current.frames:
         why = refused.get(frame.name, {"reason": "no other frame has these labels"})
@@ -699,10 +692,10 @@ class _Rule:
                     trial.decisions[-1].update(evidence)
                     refused.pop(name, None)
                     return trial
-                if way != "reuse":
-                    refused["merge", name, to] = refused["merge", to, name] = evidence
                 if way == "reuse":
                     refused[name] = {"by": to, **evidence}
+                else:
+                    refused["merge", name, to] = refused["merge", to, name] = evidence
         return None
 
     def _options(self, stack: SkillStack) -> list[tuple[float, str, str]]:

@@ -540,6 +540,12 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """Frobenius inner product of two updates B A, each given as (B, A) by `Frame.updates`."""
+    (b, a), (b0, a0) = ((x.double(), y.double()) for x, y in (one, other))
+    return float(((b.T @ b0) * (a @ a0.T)).sum())
+
+
 def weights_digest(frame: Frame) -> str:
     """SHA-256 of a frame's adapter and head, names and bits."""
     weights, total = frame.weights(), hashlib.sha256()

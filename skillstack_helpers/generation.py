@@ -125,7 +125,11 @@ def train_answers(
     def objective(batch: np.ndarray) -> Tensor:
         ids, mask = training.pad([rows[i] for i in batch], backbone.pad_id, backbone.device)
         hidden = backbone.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        at = [(k, len(prompts[i]) - 1 + t) for k, i in enumerate(batch) for t in _span(answers[i])]
+        at = [
+            (k, len(prompts[i]) - 1 + t)
+            for k, i in enumerate(batch)
+            for t in range(len(answers[i]))
+        ]
         row, position = torch.tensor(at, device=ids.device).T  # of the token before each answer's
         scores = write_head(hidden[row, position]).float()  # (answer tokens, vocabulary)
         return torch.nn.functional.cross_entropy(scores, ids[row, position + 1])
@@ -143,10 +147,6 @@ def train_answers(
         description=f"train {data.name}",
         progress=progress,
     )
-
-
-def _span(answer: np.ndarray) -> range:
-    return range(len(answer))
 
 
 # ---------------------------------------------------------------------- answering
@@ -173,7 +173,8 @@ def choice_scores(
     The prompt is read once; each label word continues from its key-value cache.
     """
     lm = backbone.causal_lm
-    words = [torch.tensor(answer_ids(backbone, label)) for label in label_names]
+    ids = [answer_ids(backbone, label) for label in label_names]
+    words = [torch.tensor(row, dtype=torch.int64, device=backbone.device) for row in ids]
     out = np.empty((len(prompts), len(label_names)), dtype=np.float32)
     for batch in progress(_batches(prompts, batch_size), desc=description, leave=False):
         ids, mask = left_pad([prompts[i] for i in batch], backbone.pad_id, backbone.device)
@@ -187,7 +188,6 @@ def choice_scores(
         )
         first, cache = read.logits[:, -1].float().log_softmax(-1), read.past_key_values
         for k, word in enumerate(words):
-            word = word.to(ids.device).long()
             given = word[:-1].expand(len(batch), -1)  # (batch, tokens of the word)
             new = lm(
                 input_ids=given,

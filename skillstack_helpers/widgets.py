@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from . import SkillStackError, plotting
 from .backbones import load_backbone
-from .frames import Frame, SkillStack, read_manifest, weights_digest
+from .frames import Frame, SkillStack, inner, read_manifest, weights_digest
 from .results import repo_root
 from .routers import _Router, load_router, make_router, save_router
 from .tasks import TASKS, TaskData, load_task
@@ -149,21 +149,21 @@ def layer_norms(frame: Frame, since: Frame | None = None) -> pd.DataFrame:
 
     since: another frame, e.g. the parent; then the norm of the difference, what this task moved.
     """
-    updates = frame.updates()
     before = since.updates() if since is not None else {}
     cells = {}
-    for name, (b, a) in updates.items():
-        if name in before:  # B A - B' A' as one product of stacked factors
-            b0, a0 = before[name]
-            b, a = np.hstack([b, -b0]), np.vstack([a, a0])
-        gram = np.asarray(b, dtype=float).T @ np.asarray(b, dtype=float)
-        other = np.asarray(a, dtype=float) @ np.asarray(a, dtype=float).T
-        layer = re.search(r"\.(\d+)\.", name)
-        module = name[layer.end() :] if layer else name.rsplit(".", 1)[-1]
-        norm = float(np.sqrt(max(0.0, (gram * other).sum())))
-        cells[int(layer[1]) if layer else -1, module] = norm
+    for name, update in frame.updates().items():
+        square = inner(update, update)
+        if name in before:
+            square += inner(before[name], before[name]) - 2 * inner(update, before[name])
+        cells[_place(name)] = max(0.0, square) ** 0.5
     table = pd.Series(cells).unstack()
     return table.rename_axis(index="layer", columns="module")
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Layer (-1: none) and module of an adapted weight, from its PEFT name."""
+    layer = re.search(r"\.(\d+)\.", name)
+    return (int(layer[1]), name[layer.end() :]) if layer else (-1, name.rsplit(".", 1)[-1])
 
 
 def layer_figure(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
@@ -283,19 +283,15 @@ def compare_frames(one: Frame, other: Frame) -> pd.DataFrame:
     for name in first:
         if name not in second:
             continue
-        (b, a), (b0, a0) = (
-            [np.asarray(x, dtype=float) for x in p] for p in (first[name], second[name])
-        )
-        dot = float(((b.T @ b0) * (a @ a0.T)).sum())
-        norms = [np.sqrt(((x.T @ x) * (y @ y.T)).sum()) for x, y in ((b, a), (b0, a0))]
-        layer = re.search(r"\.(\d+)\.", name)
+        norms = [inner(update, update) ** 0.5 for update in (first[name], second[name])]
+        layer, module = _place(name)
         rows.append(
             {
-                "layer": int(layer[1]) if layer else -1,
-                "module": name[layer.end() :] if layer else name,
+                "layer": layer,
+                "module": module,
                 one.name: norms[0],
                 other.name: norms[1],
-                "cosine": dot / max(norms[0] * norms[1], 1e-30),
+                "cosine": inner(first[name], second[name]) / max(norms[0] * norms[1], 1e-30),
             }
         )
     return pd.DataFrame(rows).set_index(["layer", "module"])
