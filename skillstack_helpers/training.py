@@ -156,7 +156,9 @@ def logits(
     """Logits of the slot's present adapter under `head`, float32 (n, classes), in input order."""
     out = np.empty((len(ids), head.out_features), dtype=np.float32)
     batches = list(eval_batches([len(row) for row in ids]))
-    for batch in progress(batches, desc=description, leave=False, unit="batch"):
+    for batch in progress(
+        batches, desc=description, leave=False, unit="batch", disable=len(batches) < 2
+    ):
         inputs = pad([ids[i] for i in batch], backbone.pad_id, backbone.device)
         out[batch] = head(backbone.features(*inputs)).cpu().numpy()
     return out

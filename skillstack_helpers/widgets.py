@@ -26,12 +26,19 @@ from .results import repo_root
 from .routers import _Router, load_router, make_router, save_router
 from .tasks import TASKS, TaskData, load_task
 
+PER_LINE = 10  # frames in a line of the drawn chain
+
 # ---------------------------------------------------------------------- a stack
 
 
 def find_stacks(root: str | Path = "results") -> list[Path]:
     """Folders below `root` (relative to the repository) that hold a saved stack, by name."""
-    return sorted(path.parent for path in (repo_root() / root).glob("**/stack.json"))
+    return sorted(path.parent for path in _placed(root).glob("**/stack.json"))
+
+
+def _placed(folder: str | Path) -> Path:
+    """Where a folder given by a user is: relative ones are the repository's."""
+    return repo_root() / Path(folder).expanduser()
 
 
 def newest_stack(root: str | Path = "results") -> Path:
@@ -80,27 +87,32 @@ def _percent(value) -> str:
 
 
 def chain_figure(stack: SkillStack, walked: pd.DataFrame | None = None) -> Axes:
-    """The chain drawn, latest to root; `walked` (a `walk_table`) colours the frames visited."""
+    """The chain drawn, latest to root, `PER_LINE` frames a line; `walked` (a `walk_table`) colours
+    the frames visited."""
     chain = stack.chain()
-    ax = plt.subplots(figsize=(1.6 + 1.35 * len(chain), 1.7), layout="constrained")[1]
-    for i, frame in enumerate(chain):
-        color, edge = "white", "black"
+    columns, lines = min(len(chain), PER_LINE), -(-len(chain) // PER_LINE)
+    ax = plt.subplots(figsize=(1.6 + 1.35 * columns, 0.5 + 0.8 * lines), layout="constrained")[1]
+    places = [(i % PER_LINE, -(i // PER_LINE)) for i in range(len(chain))]
+    for i, (frame, place) in enumerate(zip(chain, places, strict=True)):
+        color = "white"
         if walked is not None and frame.name in walked.index:
-            row = walked.loc[frame.name]
-            color = {"answers": "#009E73", "passed": "#E8E8E8"}.get(row["step"], "white")
-        place = {"ha": "center", "va": "center", "fontsize": 8}
-        box = {"boxstyle": "round", "facecolor": color, "edgecolor": edge}
+            step = walked.loc[frame.name, "step"].split(" (")[0]
+            color = {"answers": "#009E73", "passed": "#E8E8E8"}.get(step, "white")
+        box = {"boxstyle": "round", "facecolor": color, "edgecolor": "black"}
         accuracy = _percent(frame.metrics.get("accuracy"))
-        words = f"{frame.name}\n{accuracy} %" if accuracy else frame.name
-        ax.text(i, 0, words, bbox=box, **place)
+        words = f"{_short(frame.name)}\n{accuracy} %" if accuracy else _short(frame.name)
+        ax.text(*place, words, bbox=box, ha="center", va="center", fontsize=8, zorder=3)
         if i:
-            arrow = {"arrowstyle": "<-", "shrinkA": 32, "shrinkB": 32}
-            ax.annotate("", (i - 1, 0), (i, 0), arrowprops=arrow)
-    ax.set_xlim(-0.7, len(chain) - 0.3)
-    ax.set_ylim(-0.6, 0.6)
+            ax.plot(*zip(places[i - 1], place, strict=True), color="#888888", lw=1, zorder=1)
+    ax.set_xlim(-0.7, columns - 0.3)
+    ax.set_ylim(0.4 - lines, 0.6)
     ax.set_title("latest frame  →  its parents  →  root", fontsize=9)
     ax.axis("off")
     return ax
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 15 else f"{name[:13]}…"
 
 
 # ---------------------------------------------------------------------- a frame
@@ -208,15 +220,28 @@ def mistakes(answers: pd.DataFrame) -> pd.DataFrame:
     return wrong.sort_values("probability", ascending=False, ignore_index=True)
 
 
-def confusion_figure(answers: pd.DataFrame) -> Axes:
-    """Labels against answers, counts."""
+def confusion_table(answers: pd.DataFrame) -> pd.DataFrame:
+    """Labels (rows) against answers, counts."""
     names = list(dict.fromkeys([*answers["label"], *answers["answer"]]))
     table = pd.crosstab(answers["label"], answers["answer"]).reindex(names, columns=names)
-    ax = plotting.confusion(table.fillna(0).astype(int))
+    return table.fillna(0).astype(int)
+
+
+def confusion_figure(answers: pd.DataFrame) -> Axes:
+    """`confusion_table` as a heat map."""
+    ax = plotting.confusion(confusion_table(answers))
     ax.set_xlabel("answer")
     ax.set_ylabel("label")
     ax.set_title("What was answered (count)")
     return ax
+
+
+def behind(answers: pd.DataFrame, label: str, answer: str) -> pd.DataFrame:
+    """The texts behind one cell of the confusion matrix, the most confident first."""
+    mine = answers[answers["label"].eq(label) & answers["answer"].eq(answer)]
+    return mine[["text", "probability"]].sort_values(
+        "probability", ascending=False, ignore_index=True
+    )
 
 
 # ---------------------------------------------------------------------- one text
@@ -273,6 +298,26 @@ def ask(stack: SkillStack, text: str, frames: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index").fillna("").rename_axis("frame")
 
 
+def routed_frames(
+    router: _Router, stream: Sequence[TaskData], n: int | None = None
+) -> pd.DataFrame:
+    """Where a router sends evaluation rows, in the form of `own_answers`: label is the task's own
+    frame, answer the frame picked. n: at most so many rows of each task."""
+    rows = [(text, data.name) for data in stream for text in data.texts("eval")[:n]]
+    texts, truth = (list(column) for column in zip(*rows, strict=True))
+    picked, chances = router.predict(texts), router.predict_proba(texts)
+    column = {name: k for k, name in enumerate(router.frames_)}
+    return pd.DataFrame(
+        {
+            "text": texts,
+            "label": truth,
+            "answer": picked,
+            "probability": [row[column[name]] for row, name in zip(chances, picked, strict=True)],
+            "right": [a == b for a, b in zip(truth, picked, strict=True)],
+        }
+    )
+
+
 # ---------------------------------------------------------------------- two of them
 
 
@@ -318,7 +363,16 @@ def compare_stacks(one: SkillStack, other: SkillStack) -> pd.DataFrame:
 # ---------------------------------------------------------------------- with widgets
 
 ROUTERS = ("hybrid_chain", "centroid")  # fitted where a stack has none saved
-PAGE = 5  # mistakes shown at a time
+PAGE = 5  # texts shown at a time
+BESIDE = 8  # frames that answer unasked beside the routed one, the best scores first
+CELLS = 16  # rows of a confusion matrix to click on
+STYLE = """<style>
+.skillstack-inspector table.skillstack :is(td, th) {text-align: left; line-height: 1.5}
+.skillstack-inspector table.skillstack :is(td, th) {padding: 1px 12px 1px 0}
+.skillstack-inspector .said {font-size: 120%; line-height: 1.4}
+.skillstack-inspector .asked {white-space: pre-wrap; word-break: normal; line-height: 1.4}
+</style>"""
+ROUTED_ROWS = 16  # evaluation rows of a task that the router's confusion matrix is made of
 
 
 def open_stack(folder: str | Path, backbones: dict | None = None) -> SkillStack:
@@ -327,8 +381,7 @@ def open_stack(folder: str | Path, backbones: dict | None = None) -> SkillStack:
     backbones: loaded ones, (name, dtype, quantization) -> Backbone; used and added to, so that no
     model is loaded twice. Raises `SkillStackError` in one line for a folder that holds no stack.
     """
-    folder = Path(folder).expanduser()
-    folder = folder if folder.is_absolute() else repo_root() / folder
+    folder = _placed(folder)
     made_with = read_manifest(folder)["backbone"]
     key = tuple(made_with.get(name) for name in ("name", "dtype", "quantization"))
     if not isinstance(key[0], str):
@@ -350,10 +403,11 @@ def stack_routers(
     stack: SkillStack, folder: str | Path, names: Sequence[str] = ROUTERS, progress=tqdm
 ) -> dict[str, _Router]:
     """The routers saved in a stack's folder; where there is none, fitted on the routing rows of
-    its tasks and saved."""
+    its tasks and saved. names[0] comes first."""
     folder = Path(folder) / "routers"
     saved = sorted(path.parent for path in folder.glob("*/router.json"))
     if saved:
+        saved.sort(key=lambda path: path.name != names[0])  # the suite's default first
         return {p.name: load_router(p, backbone=stack.backbone, stack=stack) for p in saved}
     streams = [load_rows(frame) for frame in progress(stack.frames, desc="routing rows")]
     texts = [text for data in streams for text in data.texts("router")]
@@ -378,7 +432,7 @@ class _Inspector:
         import ipywidgets as w
 
         self.w, self.backbones, self.stack, self.routers = w, {}, None, {}
-        base = repo_root() / root
+        base = _placed(root)
         found = {str(path.relative_to(base)): str(path) for path in find_stacks(root)}
         wide = w.Layout(width="98%")
         self.message = w.HTML()
@@ -391,34 +445,49 @@ class _Inspector:
         self.text = w.Textarea(placeholder="type or paste a text", layout=wide, rows=4)
         self.pair = w.Textarea(placeholder="a second text, for pair tasks", layout=wide, rows=2)
         self.router = w.Dropdown(description="router")
+        self.threshold = w.FloatText(description="threshold", step=0.1, layout={"width": "12em"})
         self.form = w.Dropdown(description="written as")
         self.ask_button = w.Button(description="Answer", button_style="primary")
         self.answer = w.VBox()
+        self.route_button = w.Button(
+            description="Route evaluation texts of every task", layout={"width": "22em"}
+        )
+        self.routed = w.VBox()
         self.second = w.Dropdown(options={"this stack": "", **found}, layout=wide)
         self.other = w.Dropdown(description="with frame")
         self.compared = w.VBox()
         self.tabs = w.Tab(
             [
-                w.VBox([self.text, self.pair, w.HBox([self.router, self.form, self.ask_button]),
+                w.VBox([self.text, self.pair,
+                        w.HBox([self.router, self.threshold, self.form, self.ask_button]),
                         self.answer]),
                 self.chain,
                 w.VBox([self.frame, self.card]),
+                w.VBox([self.route_button, self.routed]),
                 w.VBox([self.second, self.other, self.compared]),
             ],
-            titles=["Ask", "Chain", "Frame", "Compare"],
+            titles=["Ask", "Chain", "Frame", "Router", "Compare"],
         )  # fmt: skip
-        self.view = w.VBox([self.picker, w.HBox([self.path, self.open_button]), self.message,
-                            self.tabs])  # fmt: skip
+        self.view = w.VBox([w.HTML(STYLE), self.picker, w.HBox([self.path, self.open_button]),
+                            self.message, self.tabs])  # fmt: skip
+        self.view.add_class("skillstack-inspector")
         self.picker.observe(lambda change: self.open(change["new"]), "value")
         self.open_button.on_click(lambda _: self.open(self.path.value.strip()))
         self.frame.observe(lambda _: self.show_frame(), "value")
         self.ask_button.on_click(lambda _: self.show_answer())
-        self.router.observe(lambda _: self.text.value.strip() and self.show_answer(), "value")
+        self.router.observe(lambda _: self.choose_router(), "value")
+        self.threshold.observe(lambda _: self.set_threshold(), "value")
+        self.route_button.on_click(lambda _: self.show_routed())
         self.second.observe(lambda _: self.show_second(), "value")
         self.other.observe(lambda _: self.show_compared(), "value")
         self.second_stack = None
         if folder is not None:
-            self.open(str(folder))
+            path = str(_placed(folder))
+            if path in found.values():
+                self.picker.value = path  # opens it
+            else:
+                self.path.value = str(folder)
+                self.open(str(folder))
 
     # every callback reports what is wrong in one line instead of a traceback
 
@@ -432,13 +501,15 @@ class _Inspector:
         self.message.value = f'<p class="said" style="color:{color}">{html.escape(text)}</p>'
 
     def table(self, table: pd.DataFrame, name: str = "shown"):
-        return self.w.HTML(table.to_html(escape=True, classes=name, border=0, float_format="%.3f"))
+        how = {"escape": True, "border": 0, "float_format": "%.3f", "index_names": False}
+        return self.w.HTML(table.to_html(classes=["skillstack", name], **how))
 
     def image(self, ax: Axes):
         out = io.BytesIO()
         ax.figure.savefig(out, format="png", dpi=110)
         plt.close(ax.figure)
-        return self.w.Image(value=out.getvalue(), format="png", layout={"max_width": "100%"})
+        layout = {"max_width": "100%", "align_self": "flex-start"}
+        return self.w.Image(value=out.getvalue(), format="png", layout=layout)
 
     def open(self, folder: str) -> None:
         if folder:
@@ -447,13 +518,9 @@ class _Inspector:
     def _open(self, folder: str) -> None:
         self.say(f"opening {folder} …")
         stack = open_stack(folder, self.backbones)
-        path = Path(folder).expanduser()
-        routers = stack_routers(stack, path if path.is_absolute() else repo_root() / path)
-        self.stack, self.routers, self.second_stack = stack, routers, stack
+        routers = stack_routers(stack, _placed(folder))
+        self.stack = None  # no callback works on half of this stack and half of the last
         names = [frame.name for frame in stack.chain()]
-        self.say(f"{len(names)} frames on {stack.backbone.name}, routers: {', '.join(routers)}")
-        self.chain.children = [self.image(chain_figure(stack)), self.table(chain_table(stack))]
-        self.answer.children = []
         self.second.value = ""
         for box, options in (
             (self.router, {name: name for name in routers}),
@@ -463,8 +530,34 @@ class _Inspector:
         ):
             box.options = options
             box.value = next(iter(options.values()))
+        self.stack, self.routers, self.second_stack = stack, routers, stack
+        self.chain.children = [self.image(chain_figure(stack)), self.table(chain_table(stack))]
+        self.answer.children, self.routed.children = [], []
+        self.choose_router()
         self.show_frame()
         self.show_compared()
+        self.say(f"{len(names)} frames on {stack.backbone.name}, routers: {', '.join(routers)}")
+
+    def choose_router(self) -> None:
+        """Show the chosen router's threshold, if it has one, and answer again."""
+        if self.stack is not None and self.router.value:
+            threshold = self.routers[self.router.value].get_params().get("threshold")
+            self.threshold.disabled = threshold is None
+            self.threshold.value = threshold or 0.0
+            self.routed.children = []
+            self.answer_again()
+
+    def set_threshold(self) -> None:
+        if self.stack is not None and not self.threshold.disabled:
+            router = self.routers[self.router.value]
+            if router.get_params()["threshold"] != self.threshold.value:
+                router.set_params(threshold=self.threshold.value)
+                self.routed.children = []
+                self.answer_again()
+
+    def answer_again(self) -> None:
+        if self.text.value.strip():
+            self.show_answer()
 
     def show_frame(self) -> None:
         if self.stack is not None and self.frame.value:
@@ -491,34 +584,76 @@ class _Inspector:
         last = max(0, (len(wrong) - 1) // PAGE)
         page = self.w.BoundedIntText(value=0, min=0, max=last, description=f"page 0–{last}")
         listed = self.w.VBox()
-        names = list(dict.fromkeys([*answers["label"], *answers["answer"]]))
-        cell = [self.w.Dropdown(options=names, description=d) for d in ("label", "answer")]
-        behind = self.w.VBox()
 
         def turn(_=None) -> None:
-            shown = wrong.iloc[page.value * PAGE : (page.value + 1) * PAGE]
-            listed.children = [self.table(shown.assign(text=shown["text"].str.slice(0, 300)))]
-
-        def look(_=None) -> None:
-            mine = answers["label"].eq(cell[0].value) & answers["answer"].eq(cell[1].value)
-            texts = answers.loc[mine, ["text", "probability"]].head(PAGE)
-            behind.children = [self.table(texts.assign(text=texts["text"].str.slice(0, 300)))]
+            listed.children = [self.texts(wrong.iloc[page.value * PAGE : (page.value + 1) * PAGE])]
 
         page.observe(turn, "value")
-        for box in cell:
-            box.observe(look, "value")
         turn()
-        look()
         space.children = [
             self.table(per_class(answers)),
             self.w.HTML(f"<b>{len(wrong)} mistakes, the most confident first</b>"),
             page,
             listed,
-            self.image(confusion_figure(answers)),
-            self.w.HTML("<b>The texts behind a cell</b>"),
-            self.w.HBox(cell),
-            behind,
+            *self.confusion(answers, "answer"),
         ]
+
+    def texts(self, table: pd.DataFrame):
+        return self.table(table.assign(text=table["text"].str.slice(0, 300)))
+
+    def confusion(self, answers: pd.DataFrame, answer: str) -> list:
+        """The confusion matrix as buttons: each opens the texts behind it."""
+        table = confusion_table(answers)
+        note = f"Right label in rows, {answer} in columns; click a cell for its texts"
+        if len(table) > CELLS:
+            wrong = table.sum(axis=1) - np.diag(table)
+            names = table.index[np.sort(np.argsort(-wrong, kind="stable")[:CELLS])]
+            table = table.loc[names, names]
+            note += f" (the {CELLS} rows with most mistakes)"
+        found = self.w.VBox()
+        most = max(1, table.to_numpy().max())
+
+        def cell(label: str, said: str):
+            n = table.loc[label, said]
+            button = self.w.Button(
+                description=str(n) if n else "",
+                tooltip=f"{label}: {said}",
+                disabled=not n,
+                layout={"width": "auto", "height": "2em"},
+            )
+            shade = round(255 - 115 * n / most)
+            button.style.button_color = f"#{shade:02x}{round(255 - 60 * n / most):02x}ff"
+
+            def look(_) -> None:
+                told = f"<b>{html.escape(label)}, {answer} {html.escape(said)}: {n} texts</b>"
+                texts = behind(answers, label, said).head(PAGE)
+                found.children = [self.w.HTML(told), self.texts(texts)]
+
+            button.on_click(look)
+            return button
+
+        def name(text: str):
+            return self.w.HTML(f"<small>{html.escape(text)}</small>")
+
+        cells = [name(""), *(name(said) for said in table.columns)]
+        for label in table.index:
+            cells += [name(label), *(cell(label, said) for said in table.columns)]
+        width = len(table.columns)
+        layout = {"grid_template_columns": f"9em repeat({width}, minmax(2.5em, 7em))"}
+        return [self.w.HTML(f"<b>{note}</b>"), self.w.GridBox(cells, layout=layout), found]
+
+    def show_routed(self) -> None:
+        if self.stack is None:
+            self.say("open a stack first", "#B00020")
+        else:
+            self.guarded(self._show_routed)
+
+    def _show_routed(self) -> None:
+        self.say(f"routing {ROUTED_ROWS} texts of each of {len(self.stack)} tasks …")
+        stream = [load_rows(frame) for frame in self.stack.frames]
+        answers = routed_frames(self.routers[self.router.value], stream, ROUTED_ROWS)
+        self.say(f"{self.router.value}: {100 * answers['right'].mean():.1f} % to their own frame")
+        self.routed.children = self.confusion(answers, "sent to")
 
     def show_answer(self) -> None:
         if self.stack is None:
@@ -532,21 +667,35 @@ class _Inspector:
         text = render(self.form.value, self.text.value, self.pair.value)
         if not self.form.value and self.pair.value.strip():
             text = f"{text}\n{self.pair.value}"
-        router = self.routers[self.router.value]
-        steps = walk_table(router, text)
-        first = self.stack.answer([text], router).iloc[0]
-        chance = f"{first['label_name']} ({100 * first['probability']:.0f} %)"
-        depth = "" if np.isnan(first["depth"]) else f", {first['depth']:.0f} frames visited"
-        fallback = ", by fallback" if first["fallback"] else ""
-        self.say(f"{first['frame']} answers{fallback}{depth}: {chance}")
-        self.answer.children = [
+        steps = walk_table(self.routers[self.router.value], text)
+        took = steps["step"]
+        (who,) = steps.index[took.str.startswith("answers")]
+        first = ask(self.stack, text, [who])
+        chance = f"{first['answer'].item()} ({100 * first['probability'].item():.0f} %)"
+        fallback = ", by fallback" if took[who] == "answers (fallback)" else ""
+        depth = (
+            "" if "compared" in set(took) else f", {(took != 'not reached').sum()} frames visited"
+        )
+        self.say(f"{who} answers{fallback}{depth}: {chance}")
+        parts = [
             self.w.HTML(f'<pre class="asked">{html.escape(text[:2000])}</pre>'),
             self.image(chain_figure(self.stack, steps)),
             self.w.HTML(f"<b>The scores of {html.escape(self.router.value)}</b>"),
             self.table(steps, "walk"),
-            self.w.HTML("<b>What every frame would have said</b>"),
-            self.table(ask(self.stack, text, list(steps.index)), "answers"),
         ]
+        self.answer.children = parts  # seen before the other frames are asked
+        others = steps.drop(who)["score"].sort_values(ascending=False, kind="stable").index
+
+        def beside(names: Sequence[str]) -> None:
+            table = pd.concat([first, ask(self.stack, text, names)]) if len(names) else first
+            title = self.w.HTML("<b>What other frames would have said, the best scores first</b>")
+            self.answer.children = [*parts, title, self.table(table.fillna(""), "answers")]
+
+        beside(others[:BESIDE])
+        if len(others) > BESIDE:
+            button = self.w.Button(description=f"Ask all {len(steps)} frames")
+            button.on_click(lambda _: self.guarded(beside, others))
+            self.answer.children = [*self.answer.children, button]
 
     def show_second(self) -> None:
         self.guarded(self._show_second)

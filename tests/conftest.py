@@ -130,6 +130,28 @@ def decoders(tmp_path_factory) -> dict[str, Path]:
     return {kind: root / kind for kind in ("llama", "gpt2")}
 
 
+@pytest.fixture(scope="session")
+def saved(model_dirs, stream, tmp_path_factory):
+    """Three frames and two routers in a folder."""
+    from skillstack_helpers.frames import SkillStack
+    from skillstack_helpers.routers import make_router, save_router
+
+    config = RunConfig(
+        epochs=1, lr=5e-3, batch_size=4, lora_r=4, max_length=32, seed=0,
+        n_train=6, n_router=12, n_eval=8,
+    )  # fmt: skip
+    stack = SkillStack(load_backbone(str(model_dirs["bert"]), device="cpu"))
+    for data in stream:
+        stack.grow(data, config)
+    folder = stack.save_pretrained(tmp_path_factory.mktemp("inspect") / "stack")
+    texts = [text for data in stream for text in data.texts("router")]
+    names = [data.name for data in stream for _ in data.texts("router")]
+    for name in ("hybrid_chain", "centroid"):
+        router = make_router(name, backbone=stack.backbone, stack=stack).fit(texts, names)
+        save_router(router, folder / "routers" / name)
+    return folder
+
+
 @pytest.fixture
 def backbone(model_dirs):
     return load_backbone(str(model_dirs["bert"]), device="cpu")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -328,6 +329,101 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path, model_dir
         file = Path("stack") / "frames" / name / "adapter_model.safetensors"
         assert (run / file).read_bytes() == (expected / file).read_bytes()
     assert not list(run.rglob(".tmp-*"))
+
+
+# ------------------------------------------------------------------ the setup cell
+
+PIP = """
+import json, os, sys
+with open(os.environ["STUB_LOG"], "a") as log:
+    print(json.dumps([os.getcwd(), sys.argv[1:]]), file=log)
+sys.exit(int(os.environ.get("STUB_FAILS", 0)))
+"""
+AFTER = """
+import importlib.util, json, sys
+suite = importlib.util.find_spec("skillstack_helpers")
+print(json.dumps(suite and suite.origin))
+"""
+
+
+def set_up(cwd, tmp_path, isolated=True, **more):
+    """Run the setup cell as a program, with a pip that only notes what it is asked.
+
+    isolated: without site-packages, so that the package is missing. Returns (where the package is
+    found afterwards or None, what pip was asked, exit status, stderr).
+    """
+    stub = tmp_path / "stub" / "pip"
+    stub.mkdir(parents=True, exist_ok=True)
+    (stub / "__init__.py").touch()
+    (stub / "__main__.py").write_text(PIP)
+    log = tmp_path / "pip.log"
+    log.write_text("")
+    cell = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
+    env = os.environ | {"PYTHONPATH": str(stub.parent), "STUB_LOG": str(log)} | more
+    env.setdefault("SKILLSTACK_REPO", "/nowhere")
+    command = [sys.executable, *(["-S"] if isolated else []), "-c", cell + AFTER]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    asked = [json.loads(line) for line in log.read_text().splitlines()]
+    found = json.loads(done.stdout) if done.stdout else None
+    return found and Path(found).parent.parent, asked, done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """A small repository to clone from: the files that the setup cell touches."""
+    folder = tmp_path_factory.mktemp("origin")
+    for name in ("skillstack_helpers/__init__.py", "requirements.txt", "requirements-embedded.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "empty").touch()
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    return folder
+
+
+INSTALLS = [
+    ["install", "--quiet", "-r", "requirements.txt"],
+    ["install", "--quiet", "--no-deps", "-r", "requirements-embedded.txt"],
+]
+
+
+@pytest.mark.parametrize(
+    "platform", [{"COLAB_RELEASE_TAG": "x"}, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}, {}],
+    ids=["Colab", "Kaggle", "elsewhere"],
+)  # fmt: skip
+def test_setup_fetches_and_installs_where_the_package_is_missing(
+    platform, repository, tmp_path
+):  # fmt: skip
+    work = tmp_path / "content"
+    work.mkdir()
+    platform = platform | {"SKILLSTACK_REPO": str(repository)}
+    found, asked, status, error = set_up(work, tmp_path, STUB_FAILS="1", **platform)
+    assert status and "CalledProcessError" in error and not found  # and it can be run again:
+    found, asked, status, error = set_up(work, tmp_path, **platform)
+    assert (found, status) == (work / "skillstack", 0), error
+    assert asked == [[str(work / "skillstack"), arguments] for arguments in INSTALLS]
+    # Ranges only: the platform's own torch stays.
+    assert not re.search("(?m)^torch|==", (repository / "requirements.txt").read_text())
+
+
+def test_setup_uses_the_clone_that_the_notebook_stands_in(repository, tmp_path):
+    found, asked, status, error = set_up(repository / "notebooks", tmp_path)
+    assert (found, status) == (repository, 0), error
+    assert asked == [[str(repository), arguments] for arguments in INSTALLS]
+    assert not list(repository.rglob("skillstack"))
+
+
+def test_setup_does_nothing_where_the_package_is_installed(tmp_path):
+    found, asked, status, error = set_up(tmp_path, tmp_path, isolated=False, PYTHONPATH=str(ROOT))
+    assert (found, asked, status) == (ROOT, [], 0), error
+    assert not list(tmp_path.glob("skillstack"))
+
+
+def test_the_setup_cell_is_the_same_everywhere():
+    cells = {nbformat.read(path, as_version=4).cells[1].source for path in NOTEBOOKS}
+    assert len(cells) == 1
 
 
 # ------------------------------------------------------------------ form

@@ -9,29 +9,6 @@ import pandas as pd
 import pytest
 
 from skillstack_helpers import SkillStackError, compression, widgets
-from skillstack_helpers.backbones import load_backbone
-from skillstack_helpers.config import RunConfig
-from skillstack_helpers.frames import SkillStack
-from skillstack_helpers.routers import make_router, save_router
-
-
-@pytest.fixture(scope="module")
-def saved(model_dirs, stream, tmp_path_factory):
-    """Three frames and two routers in a folder."""
-    config = RunConfig(
-        epochs=1, lr=5e-3, batch_size=4, lora_r=4, max_length=32, seed=0,
-        n_train=6, n_router=12, n_eval=8,
-    )  # fmt: skip
-    stack = SkillStack(load_backbone(str(model_dirs["bert"]), device="cpu"))
-    for data in stream:
-        stack.grow(data, config)
-    folder = stack.save_pretrained(tmp_path_factory.mktemp("inspect") / "stack")
-    texts = [text for data in stream for text in data.texts("router")]
-    names = [data.name for data in stream for _ in data.texts("router")]
-    for name in ("hybrid_chain", "centroid"):
-        router = make_router(name, backbone=stack.backbone, stack=stack).fit(texts, names)
-        save_router(router, folder / "routers" / name)
-    return folder
 
 
 @pytest.fixture
@@ -204,6 +181,66 @@ def test_typed_text_is_never_html(saved):
     assert "<b>" not in app.message.value and "is missing" in app.message.value
 
 
+def cells(box) -> list:
+    """All buttons below a widget."""
+    found = [box] if type(box).__name__ == "Button" else []
+    return found + [b for child in getattr(box, "children", ()) for b in cells(child)]
+
+
+def test_the_threshold_is_the_users(saved, stream):
+    app = widgets._Inspector(saved, saved.parent)
+    app.text.value = stream[1].texts("eval")[0]
+    app.router.value = "centroid"
+    assert app.threshold.disabled and "visited" not in app.message.value
+    app.router.value = "hybrid_chain"
+    assert not app.threshold.disabled and app.threshold.value == 0
+    app.threshold.value = 99.0
+    assert "by fallback, 3 frames visited" in app.message.value
+    app.threshold.value = -99.0
+    assert "qqp answers, 1 frames visited" in app.message.value
+    app.router.value = "centroid"
+    app.router.value = "hybrid_chain"
+    assert app.threshold.value == -99.0  # it stays with its router
+
+
+def test_many_frames_are_asked_only_on_demand(saved, stream, monkeypatch):
+    monkeypatch.setattr(widgets, "BESIDE", 1)
+    app = widgets._Inspector(saved, saved.parent)
+    app.text.value = stream[1].texts("eval")[0]
+    app.ask_button.click()
+    rows = "<tr>"
+    assert shown(app.answer.children[-2]).count(rows) == 2  # who answers, and the next best
+    app.answer.children[-1].click()
+    assert shown(app.answer.children[-1]).count(rows) == 3
+
+
+def test_the_routers_confusion_opens_its_texts(
+    saved, stack, routers, stream, monkeypatch, data_dir
+):
+    monkeypatch.setenv("SKILLSTACK_DATA", str(data_dir))
+    monkeypatch.setattr(widgets, "ROUTED_ROWS", 8)
+    answers = widgets.routed_frames(routers["centroid"], stream, 8)
+    assert len(answers) == 24 and set(answers["label"]) == {"imdb", "agnews", "qqp"}
+    assert list(answers["answer"]) == list(routers["centroid"].predict(list(answers["text"])))
+    assert answers["probability"].between(0, 1).all()
+    table = widgets.confusion_table(answers)
+    assert table.sum(axis=1).to_dict() == {"imdb": 8, "agnews": 8, "qqp": 8}
+    assert (table.loc["imdb"]).sum() == 8
+    app = widgets._Inspector(saved, saved.parent)
+    app.router.value = "centroid"
+    app.route_button.click()
+    assert f"{100 * answers['right'].mean():.1f} % to their own frame" in app.message.value
+    buttons = cells(app.routed)
+    assert sum(int(b.description or 0) for b in buttons) == 24 and len(buttons) == 9
+    button = next(b for b in buttons if b.description)
+    label, said = button.tooltip.split(": ")
+    button.click()
+    found = widgets.behind(answers, label, said)
+    assert len(found) == int(button.description) and found["text"][0][:20] in shown(app.routed)
+    app.router.value = "hybrid_chain"
+    assert not app.routed.children  # what another router did is not left standing
+
+
 def test_mistakes_page_and_cells(saved, monkeypatch, data_dir):
     monkeypatch.setenv("SKILLSTACK_DATA", str(data_dir))
     app = widgets._Inspector(saved, saved.parent)
@@ -211,6 +248,10 @@ def test_mistakes_page_and_cells(saved, monkeypatch, data_dir):
     app.card.children[3].click()
     text = shown(app.card.children[4])
     assert "mistakes, the most confident first" in text and "accuracy (%)" in text
+    answers = widgets.own_answers(app.stack, "agnews", widgets.load_rows(app.stack["agnews"]))
+    counts = {b.tooltip: int(b.description or 0) for b in cells(app.card.children[4])}
+    table = widgets.confusion_table(answers)
+    assert counts == {f"{a}: {b}": table.loc[a, b] for a in table.index for b in table}
 
 
 def test_bad_input_is_one_line(saved, tmp_path):

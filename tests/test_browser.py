@@ -1,0 +1,205 @@
+"""The inspector and the notebooks in a real browser, served as users serve them."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from skillstack_helpers import widgets
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+if CHROMIUM is None and not os.environ.get("CI"):
+    pytest.skip("no chromium on this machine: install Debian's", allow_module_level=True)
+
+DEMO = os.environ.get("SKILLSTACK_DEMO")
+TEXT = (
+    "Shares in the airline fell by nine per cent on Tuesday after it warned that rising fuel costs "
+    "would cut its annual profit by 40m pounds. Analysts said the company, which has lost market "
+    "share to cheaper rivals, would have to raise fares or close routes."
+)
+BIN = Path(sys.executable).parent
+ICONS = "https://cdn.jsdelivr.net/npm/@fortawesome/"  # all that Voilà's own page asks of others
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def serve(command: list[str], address: str, env: dict | None = None):
+    """Start a server in a process group of its own; yields its address."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | (env or {}), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    said = []
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if address in line:
+                break
+        assert address in "".join(said), "".join(said)[-2000:]
+        yield address
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    assert CHROMIUM, "chromium is missing: .ci/run installs it"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that reaches nothing but this machine and notes every error."""
+    page = browser.new_page(viewport={"width": 1100, "height": 1200})
+    page.errors, page.asked = [], set()
+
+    def local_only(route):
+        if re.match(r"(http|ws)://(127\.0\.0\.1|localhost)[:/]", route.request.url):
+            return route.continue_()
+        page.asked.add(route.request.url)
+        return route.fulfill(body="", content_type="text/css")
+
+    page.route("**/*", local_only)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def demo(saved, tmp_path_factory):
+    """A folder like the one `make demo` leaves, or (`make picture`) that one."""
+    if DEMO:
+        return Path(DEMO).resolve()
+    folder = tmp_path_factory.mktemp("demo")
+    shutil.copytree(saved, folder / "run" / "stack")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inspect(demo):
+    port = free_port()
+    command = ["make", "--old-file=.venv/.installed", "inspect", f"BIN={BIN}"]
+    command += [f"DEMO={demo}", f"PORT={port}"]
+    yield from serve(command, f"http://127.0.0.1:{port}/")
+
+
+def said(page) -> str:
+    return page.locator(".said").inner_text()
+
+
+def ask(page, words: str) -> None:
+    """Wait until the line of the inspector has these words, and their answer stands below."""
+    page.locator(".said", has_text=words).wait_for(timeout=60_000)
+
+
+def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path):
+    folder = widgets.newest_stack(demo)
+    stack = widgets.open_stack(folder)
+    routers = widgets.stack_routers(stack, folder)
+    page.goto(inspect)
+    ask(page, f"{len(stack)} frames on")
+    assert page.locator("select").first.input_value()  # the stack that is open
+
+    text = TEXT if DEMO else stream[1].texts("eval")[0]
+    page.get_by_placeholder("type or paste a text").fill(text)
+    page.get_by_role("button", name="Answer", exact=True).click()
+    for name in ("hybrid_chain", "centroid", "hybrid_chain"):
+        page.get_by_label("router", exact=True).select_option(name)
+        steps = widgets.walk_table(routers[name], text)
+        (who,) = steps.index[steps["step"].str.startswith("answers")]
+        ours = widgets.ask(stack, text, [who]).loc[who]
+        title = f"The scores of {name}"
+        page.get_by_text(title).wait_for(timeout=60_000)
+        page.locator("table.answers").wait_for()
+        ask(page, f"{who} answers")
+        assert f"{ours['answer']} ({100 * ours['probability']:.0f} %)" in said(page)
+        shown = [row.split() for row in page.locator("table.walk tbody tr").all_inner_texts()]
+        assert [row[0] for row in shown] == list(steps.index)
+        assert [" ".join(row[3:]) for row in shown] == list(steps["step"])
+        scores = [float(row[1]) for row in shown]
+        assert scores == pytest.approx(list(steps["score"]), abs=6e-4)
+        assert page.locator("pre.asked").inner_text() == text
+
+    picture = ROOT / "docs" / "inspector.png" if DEMO else tmp_path / "inspector.png"
+    page.locator(".skillstack-inspector").screenshot(path=picture)
+    assert picture.stat().st_size > 20_000
+
+    page.get_by_label("threshold").fill("99")
+    page.get_by_label("threshold").press("Enter")
+    ask(page, f"by fallback, {len(stack)} frames visited")
+
+    evil = "<img src=x onerror=\"document.title='taken'\"> class1"
+    page.get_by_placeholder("type or paste a text").fill(evil)
+    page.get_by_role("button", name="Answer", exact=True).click()
+    page.locator("pre.asked", has_text="onerror").wait_for(timeout=60_000)
+    assert page.locator("pre.asked").inner_text() == evil
+    assert page.title() != "taken" and not page.locator("pre.asked img").count()
+
+    page.get_by_placeholder("or a folder, then Open").fill("/no/such/<b>stack</b>")
+    page.get_by_role("button", name="Open", exact=True).click()
+    ask(page, "/no/such/<b>stack</b>/stack.json is missing")
+    assert not page.errors
+    assert all(address.startswith(ICONS) for address in page.asked)
+
+
+# ------------------------------------------------------------------ JupyterLab
+
+
+@pytest.fixture(scope="module")
+def lab(demo, data_dir, tmp_path_factory):
+    """JupyterLab on copies of the notebooks, 11 with its parameters for the demo stack."""
+    root = tmp_path_factory.mktemp("lab")
+    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+        shutil.copy(path, root)
+    command = [BIN / "papermill", "--prepare-only", "notebooks/11_inspect_frames.ipynb"]
+    command += [root / "11_inspect_frames.ipynb", "-p", "output_dir", demo]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    port = free_port()
+    command = [str(BIN / "jupyter-lab"), "--no-browser", "--allow-root", f"--port={port}"]
+    command += ["--ip=127.0.0.1", f"--ServerApp.root_dir={root}", "--IdentityProvider.token="]
+    command += [f"--LabApp.user_settings_dir={root}/.set", f"--LabApp.workspaces_dir={root}/.work"]
+    env = {"SKILLSTACK_DATA": str(data_dir)}
+    yield from serve(command, f"http://127.0.0.1:{port}/", env)
+
+
+def open_in_lab(page, lab: str, name: str):
+    page.goto(f"{lab}lab/tree/{name}?reset")
+    notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+    notebook.locator(".jp-RenderedMarkdown h1").first.wait_for(timeout=60_000)
+    return notebook
+
+
+def test_every_notebook_opens_in_jupyterlab(page, lab):
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        notebook = open_in_lab(page, lab, path.name)
+        heading = notebook.locator(".jp-RenderedMarkdown h1").first.inner_text()
+        assert heading.startswith(path.name[:2]), path.name
+
+
+def test_the_inspector_runs_in_jupyterlab(page, lab):
+    notebook = open_in_lab(page, lab, "11_inspect_frames.ipynb")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    ask(page, "3 frames on")
+    assert notebook.locator("img").count() >= 3  # the static figures
+    assert not notebook.locator('[data-mime-type="application/vnd.jupyter.error"]').count()
+    page.get_by_placeholder("type or paste a text").fill("class1 of agnewsword")
+    page.get_by_role("button", name="Answer", exact=True).click()
+    page.locator("table.answers").wait_for(timeout=60_000)
