@@ -178,16 +178,18 @@ def _place(name: str) -> tuple[int, str]:
     return (int(layer[1]), name[layer.end() :]) if layer else (-1, name.rsplit(".", 1)[-1])
 
 
-def layer_figure(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """`layer_norms` as a heat map."""
+def layer_figure(
+    table: pd.DataFrame, title: str, label: str = "norm of B A", ax: Axes | None = None
+) -> Axes:
+    """`layer_norms`, or another table of layers and modules, as a heat map."""
     ax = ax or plt.subplots(figsize=(2.5 + 1.1 * table.shape[1], 1.8 + 0.3 * len(table)),
                             layout="constrained")[1]  # fmt: skip
-    image = ax.imshow(table, cmap="viridis", aspect="auto", vmin=0)
+    image = ax.imshow(table, cmap="viridis", aspect="auto", vmin=min(0, table.to_numpy().min()))
     ax.set_xticks(range(table.shape[1]), table.columns, rotation=30, ha="right", fontsize=8)
     ax.set_yticks(range(len(table)), table.index)
     ax.set_ylabel("layer")
     ax.set_title(title)
-    ax.figure.colorbar(image, ax=ax, label="norm of B A")
+    ax.figure.colorbar(image, ax=ax, label=label)
     return ax
 
 
@@ -233,6 +235,7 @@ def confusion_figure(answers: pd.DataFrame) -> Axes:
     ax.set_xlabel("answer")
     ax.set_ylabel("label")
     ax.set_title("What was answered (count)")
+    ax.figure.axes[-1].set_ylabel("share of the label's texts (%)")
     return ax
 
 
@@ -463,8 +466,8 @@ class _Inspector:
                         self.answer]),
                 self.chain,
                 w.VBox([self.frame, self.card]),
-                w.VBox([self.route_button, self.routed]),
-                w.VBox([self.second, self.other, self.compared]),
+                w.VBox([w.HBox([self.router, self.threshold, self.route_button]), self.routed]),
+                w.VBox([self.second, w.HBox([self.frame, self.other]), self.compared]),
             ],
             titles=["Ask", "Chain", "Frame", "Router", "Compare"],
         )  # fmt: skip
@@ -581,30 +584,30 @@ class _Inspector:
     def _show_rows(self, frame: Frame, space) -> None:
         answers = own_answers(self.stack, frame.name, load_rows(frame))
         wrong = mistakes(answers)
-        last = max(0, (len(wrong) - 1) // PAGE)
-        page = self.w.BoundedIntText(value=0, min=0, max=last, description=f"page 0–{last}")
+        last = max(1, -(-len(wrong) // PAGE))
+        page = self.w.BoundedIntText(value=1, min=1, max=last, description=f"page 1–{last}")
         listed = self.w.VBox()
 
         def turn(_=None) -> None:
-            listed.children = [self.texts(wrong.iloc[page.value * PAGE : (page.value + 1) * PAGE])]
+            listed.children = [self.texts(wrong.iloc[(page.value - 1) * PAGE : page.value * PAGE])]
 
         page.observe(turn, "value")
         turn()
         space.children = [
-            self.table(per_class(answers)),
+            self.table(per_class(answers).map(str)),
             self.w.HTML(f"<b>{len(wrong)} mistakes, the most confident first</b>"),
             page,
             listed,
-            *self.confusion(answers, "answer"),
+            *self.confusion(answers, "label", "answered"),
         ]
 
     def texts(self, table: pd.DataFrame):
         return self.table(table.assign(text=table["text"].str.slice(0, 300)))
 
-    def confusion(self, answers: pd.DataFrame, answer: str) -> list:
+    def confusion(self, answers: pd.DataFrame, label_is: str, answer_is: str) -> list:
         """The confusion matrix as buttons: each opens the texts behind it."""
         table = confusion_table(answers)
-        note = f"Right label in rows, {answer} in columns; click a cell for its texts"
+        note = f"{label_is} in rows, {answer_is} in columns; click a cell for its texts"
         if len(table) > CELLS:
             wrong = table.sum(axis=1) - np.diag(table)
             names = table.index[np.sort(np.argsort(-wrong, kind="stable")[:CELLS])]
@@ -625,7 +628,7 @@ class _Inspector:
             button.style.button_color = f"#{shade:02x}{round(255 - 60 * n / most):02x}ff"
 
             def look(_) -> None:
-                told = f"<b>{html.escape(label)}, {answer} {html.escape(said)}: {n} texts</b>"
+                told = f"<b>{html.escape(label)}, {answer_is} {html.escape(said)}: {n} texts</b>"
                 texts = behind(answers, label, said).head(PAGE)
                 found.children = [self.w.HTML(told), self.texts(texts)]
 
@@ -653,7 +656,7 @@ class _Inspector:
         stream = [load_rows(frame) for frame in self.stack.frames]
         answers = routed_frames(self.routers[self.router.value], stream, ROUTED_ROWS)
         self.say(f"{self.router.value}: {100 * answers['right'].mean():.1f} % to their own frame")
-        self.routed.children = self.confusion(answers, "sent to")
+        self.routed.children = self.confusion(answers, "task", "sent to")
 
     def show_answer(self) -> None:
         if self.stack is None:
@@ -718,5 +721,7 @@ class _Inspector:
             shown.append(self.table(compare_stacks(self.stack, self.second_stack)))
         if one is not other:
             shown.append(self.w.HTML(f"<b>{one.name} against {other.name}, layer by layer</b>"))
-            shown.append(self.table(compare_frames(one, other)))
+            table = compare_frames(one, other)
+            shown.append(self.image(layer_figure(table["cosine"].unstack(), "Cosine", "cosine")))
+            shown.append(self.table(table))
         self.compared.children = shown

@@ -104,6 +104,11 @@ def said(page) -> str:
     return page.locator(".said").inner_text()
 
 
+def shown(page, label: str):
+    """The visible one of a control that stands on several tabs."""
+    return page.get_by_label(label, exact=True).locator("visible=true")
+
+
 def ask(page, words: str) -> None:
     """Wait until the line of the inspector has these words, and their answer stands below."""
     page.locator(".said", has_text=words).wait_for(timeout=60_000)
@@ -121,7 +126,7 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
     page.get_by_placeholder("type or paste a text").fill(text)
     page.get_by_role("button", name="Answer", exact=True).click()
     for name in ("hybrid_chain", "centroid", "hybrid_chain"):
-        page.get_by_label("router", exact=True).select_option(name)
+        shown(page, "router").select_option(name)
         steps = widgets.walk_table(routers[name], text)
         (who,) = steps.index[steps["step"].str.startswith("answers")]
         ours = widgets.ask(stack, text, [who]).loc[who]
@@ -130,10 +135,10 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
         page.locator("table.answers").wait_for()
         ask(page, f"{who} answers")
         assert f"{ours['answer']} ({100 * ours['probability']:.0f} %)" in said(page)
-        shown = [row.split() for row in page.locator("table.walk tbody tr").all_inner_texts()]
-        assert [row[0] for row in shown] == list(steps.index)
-        assert [" ".join(row[3:]) for row in shown] == list(steps["step"])
-        scores = [float(row[1]) for row in shown]
+        rows = [row.split() for row in page.locator("table.walk tbody tr").all_inner_texts()]
+        assert [row[0] for row in rows] == list(steps.index)
+        assert [" ".join(row[3:]) for row in rows] == list(steps["step"])
+        scores = [float(row[1]) for row in rows]
         assert scores == pytest.approx(list(steps["score"]), abs=6e-4)
         assert page.locator("pre.asked").inner_text() == text
 
@@ -141,8 +146,8 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
     page.locator(".skillstack-inspector").screenshot(path=picture)
     assert picture.stat().st_size > 20_000
 
-    page.get_by_label("threshold").fill("99")
-    page.get_by_label("threshold").press("Enter")
+    shown(page, "threshold").fill("99")
+    shown(page, "threshold").press("Enter")
     ask(page, f"by fallback, {len(stack)} frames visited")
 
     evil = "<img src=x onerror=\"document.title='taken'\"> class1"

@@ -91,7 +91,7 @@ def test_routers_notebook_reuses_a_stack_and_compares(tmp_path, model_dirs, data
     assert done.returncode == 0, done.stderr[-3000:]
     notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 7
     widget = "application/vnd.jupyter.widget-view+json"
     assert widget in notebook.cells[-1].outputs[-1]["data"]
     assert (stack / "routers" / "hybrid_chain" / "router.json").exists()
