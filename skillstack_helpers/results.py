@@ -699,6 +699,7 @@ def generative_table(metrics: pd.DataFrame) -> pd.DataFrame:
     cells = {
         "latest adapter": f"{value['latest', 'accuracy']:.1f}",
         "routed stack": f"{value['routed', 'accuracy']:.1f}",
+        "saved frames' drop (pp)": f"{value['stack', 'avg_forgetting']:.1f}",
         "router accuracy": f"{value['routed', 'router_accuracy']:.1f}",
     }
     rows = {("published", "2 seeds"): cells}
@@ -715,9 +716,64 @@ def generative_table(metrics: pd.DataFrame) -> pd.DataFrame:
         if part["seed"].nunique() > 1:
             interval = _interval(over_seeds(part, ["metric"]).iloc[0])
             rows.setdefault(("measured here", "mean"), {})[heading] = interval
-    columns = [*names, "unreadable, own frame", "router accuracy"]
+    accuracy = metrics[metrics["metric"].isin(["accuracy", "choice"])]
+    learned = accuracy[accuracy["trained_through"].eq(accuracy["eval_task"])]
+    learned = learned.set_index(["seed", "eval_task"])["value"]
+    kept = accuracy[accuracy["metric"].eq("choice")].set_index(["seed", "eval_task"])["value"]
+    for seed, drop in (learned - kept).groupby("seed").mean().items():
+        rows["measured here", str(seed)]["saved frames' drop (pp)"] = f"{100 * drop:.1f}"
+    columns = [*names, "saved frames' drop (pp)", "unreadable, own frame", "router accuracy"]
     table = pd.DataFrame.from_dict(rows, "index").reindex(columns=columns).fillna("")
     table.index = pd.MultiIndex.from_tuples(table.index, names=["who", "seed"])
+    return table
+
+
+def written_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Written answers per task in percent, mean over seeds: chance, latest adapter, own frame and
+    the lower 95 % limits of each seed (bootstrap over its rows), routed stack, router accuracy.
+
+    metrics: as in `generative_table`.
+    """
+    here = metrics[metrics["eval_task"].ne("")]
+    tasks = list(dict.fromkeys(here["eval_task"]))
+
+    def mean(metric: str, split: str) -> pd.Series:
+        part = here[here["metric"].eq(metric) & here["split"].eq(split)]
+        return 100 * part.groupby("eval_task")["value"].mean()
+
+    low = here[here["metric"].eq("written_low") & here["split"].eq("own frame")]
+    limits = (100 * low.set_index(["eval_task", "seed"])["value"]).map("{:.1f}".format)
+    columns = {
+        "chance": mean("chance", "eval"),
+        "latest adapter": mean("written", "latest adapter"),
+        "own frame": mean("written", "own frame"),
+        "own frame, lower limits": limits.groupby("eval_task", sort=False).agg(", ".join),
+        "routed stack": mean("written", "routed stack"),
+        "router accuracy": mean("router_accuracy", "eval"),
+    }
+    return pd.DataFrame(columns).loc[tasks].rename_axis("task")
+
+
+def memory_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """What examples in the prompt change, in points against none: per task the mean over seeds,
+    and the mean over tasks with its 95 % bootstrap interval over seeds and tasks.
+
+    metrics: as in `generative_table`. Index: who, shown.
+    """
+    part = metrics[metrics["metric"].eq("memory")]
+    value = part.set_index(["split", "seed", "eval_task"])["value"]
+    rows = {}
+    for split in dict.fromkeys(part["split"]):
+        who, shown = split.split(": ")
+        if shown == "nothing":
+            continue
+        gain = 100 * (value[split] - value[f"{who}: nothing"])
+        cells = gain.groupby("eval_task", sort=False).mean().map("{:+.1f}".format).to_dict()
+        low, high = bootstrap_interval(gain)
+        cells["mean"] = f"{gain.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+        rows[who, shown] = cells
+    table = pd.DataFrame.from_dict(rows, "index")
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["who", "shown"])
     return table
 
 
@@ -934,7 +990,8 @@ def readme_tables(name: str) -> str:
     """A table of the README as Markdown, from the committed runs: a preset's published columns,
     ``routers_<preset>``, ``probe_<preset>``, ``baselines_<preset>``, ``bitstack_<preset>``,
     ``compression_<preset>``, ``boundary_<preset>``, ``shrink_<preset>``,
-    ``generalization_<preset>``, ``generative_<preset>`` or ``orders``."""
+    ``generalization_<preset>``, ``generative_<preset>``, ``written_<preset>``,
+    ``memory_<preset>`` or ``orders``."""
     runs = load_runs()
     kind, _, preset = name.partition("_")
     if kind == "routers":
@@ -953,9 +1010,10 @@ def readme_tables(name: str) -> str:
     elif kind == "generalization":
         here = runs["preset"].eq(preset) & runs["method"].eq("generalization")
         table = generalization_table(runs[here])
-    elif kind == "generative":
+    elif kind in ("generative", "written", "memory"):
         here = runs["preset"].eq(preset) & runs["method"].eq("generative")
-        table = generative_table(runs[here])
+        tables = {"generative": generative_table, "written": written_table}
+        table = tables.get(kind, memory_table)(runs[here])
     elif name == "orders":
         table = order_table(runs[runs["run_id"].str.startswith("04_baselines-")])
     elif kind == "probe":

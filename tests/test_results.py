@@ -390,6 +390,41 @@ def test_generalization_table_by_hand():
     assert ours.loc["mean", "routed - latest (pp)"] == "30.0 [30.0, 30.0]"
 
 
+def test_tables_of_written_answers_by_hand():
+    def row(seed, metric, value, task="", split="eval", after=""):
+        columns = {"seed": seed, "split": split, "preset": "gen_mixed5"}
+        places = {"eval_task": task, "trained_through": after}
+        return probe_rows("generative", metric, [value], **columns).assign(**places)
+
+    rows = []
+    for seed, up in ((42, 0.0), (7, 0.1)):
+        for who, value in (("latest adapter", 0.4), ("own frame", 0.6), ("routed stack", 0.5)):
+            rows.append(row(seed, "mean_written", value + up, split=who))
+            rows += [row(seed, "written", value + up, task, who) for task in ("imdb", "agnews")]
+        for task, chance in (("imdb", 0.5), ("agnews", 0.25)):
+            rows.append(row(seed, "chance", chance, task))
+            rows.append(row(seed, "router_accuracy", 1.0, task))
+            rows.append(row(seed, "written_low", 0.45 + up, task, "own frame"))
+            rows.append(row(seed, "accuracy", 0.8, task, after=task))
+            rows.append(row(seed, "choice", 0.8 - up, task, "own frame"))
+            rows.append(row(seed, "memory", 0.5, task, "own frame: nothing"))
+        rows.append(row(seed, "memory", 0.6, "imdb", "own frame: right memory"))
+        rows.append(row(seed, "memory", 0.4 - up, "agnews", "own frame: right memory"))
+    measured = pd.concat(rows)
+    table = results.generative_table(measured)
+    assert table.loc[("published", "2 seeds"), "latest adapter"] == "60.3"
+    assert list(table["saved frames' drop (pp)"]) == ["0.0", "0.0", "10.0", ""]
+    assert table.loc[("measured here", "mean"), "own frame"] == "65.0 [60.0, 70.0]"
+    table = results.written_table(measured)
+    assert list(table.index) == ["imdb", "agnews"] and list(table["chance"]) == [50, 25]
+    assert table.loc["imdb", "own frame"] == pytest.approx(65)
+    assert table.loc["imdb", "own frame, lower limits"] == "45.0, 55.0"
+    table = results.memory_table(measured)
+    assert list(table.index) == [("own frame", "right memory")]
+    assert list(table.iloc[0][["imdb", "agnews"]]) == ["+10.0", "-15.0"]
+    assert table.iloc[0]["mean"].startswith("-2.5 [")
+
+
 def test_find_stack_wants_the_same_training(tmp_path):
     config = RunConfig(notebook="02_hard12", model="minilm", output_dir=str(tmp_path))
     folder = tmp_path / config.run_id() / "stack"
