@@ -71,9 +71,10 @@ def chain_table(stack: SkillStack) -> pd.DataFrame:
             }
         )
     for name, entry in stack.dropped.items():
-        rows.append({"frame": name, "parent": entry["parent"] or "", "intact": "dropped"})
-        rows[-1]["task"] = f"answered by {stack[name].name}"
-    return pd.DataFrame(rows).fillna("").set_index("frame")
+        row = dict.fromkeys(rows[0], "") | {"frame": name, "parent": entry["parent"] or ""}
+        row |= {"task": f"answered by {stack[name].name}", "intact": "dropped"}
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("frame")
 
 
 def _only(stack: SkillStack, frame: Frame) -> SkillStack:
@@ -497,14 +498,14 @@ class _Inspector:
     def guarded(self, work, *arguments) -> None:
         try:
             work(*arguments)
-        except SkillStackError as error:
+        except (OSError, ValueError) as error:
             self.say(str(error), "#B00020")
 
     def say(self, text: str, color: str = "black") -> None:
         self.message.value = f'<p class="said" style="color:{color}">{html.escape(text)}</p>'
 
     def table(self, table: pd.DataFrame, name: str = "shown"):
-        how = {"escape": True, "border": 0, "float_format": "%.3f", "index_names": False}
+        how = {"escape": True, "border": 0, "float_format": "{:.3f}".format, "index_names": False}
         return self.w.HTML(table.to_html(classes=["skillstack", name], **how))
 
     def image(self, ax: Axes):
@@ -521,7 +522,11 @@ class _Inspector:
     def _open(self, folder: str) -> None:
         self.say(f"opening {folder} …")
         stack = open_stack(folder, self.backbones)
-        routers = stack_routers(stack, _placed(folder))
+        routers, told = {}, ""
+        try:
+            routers = stack_routers(stack, _placed(folder))
+        except SkillStackError as error:  # the rows are not at hand; everything else still is
+            told = f"; none could be fitted: {error}"
         self.stack = None  # no callback works on half of this stack and half of the last
         names = [frame.name for frame in stack.chain()]
         self.second.value = ""
@@ -532,14 +537,15 @@ class _Inspector:
             (self.other, {name: name for name in names}),
         ):
             box.options = options
-            box.value = next(iter(options.values()))
+            box.value = next(iter(options.values()), None)
         self.stack, self.routers, self.second_stack = stack, routers, stack
         self.chain.children = [self.image(chain_figure(stack)), self.table(chain_table(stack))]
         self.answer.children, self.routed.children = [], []
         self.choose_router()
         self.show_frame()
         self.show_compared()
-        self.say(f"{len(names)} frames on {stack.backbone.name}, routers: {', '.join(routers)}")
+        of = ", ".join(routers) or "none"
+        self.say(f"{len(names)} frames on {stack.backbone.name}, routers: {of}{told}")
 
     def choose_router(self) -> None:
         """Show the chosen router's threshold, if it has one, and answer again."""
@@ -568,6 +574,7 @@ class _Inspector:
 
     def _show_frame(self, frame: Frame) -> None:
         parent = self.stack[frame.parent] if frame.parent else None
+        parent = None if parent is frame else parent  # it stands in for a parent that was dropped
         moved = layer_norms(frame, parent)
         title = f"What {frame.name} moved" + (f" from {parent.name}" if parent else "")
         button = self.w.Button(description="Its answers and mistakes", layout={"width": "15em"})
@@ -646,8 +653,8 @@ class _Inspector:
         return [self.w.HTML(f"<b>{note}</b>"), self.w.GridBox(cells, layout=layout), found]
 
     def show_routed(self) -> None:
-        if self.stack is None:
-            self.say("open a stack first", "#B00020")
+        if self.missing():
+            self.say(self.missing(), "#B00020")
         else:
             self.guarded(self._show_routed)
 
@@ -658,9 +665,15 @@ class _Inspector:
         self.say(f"{self.router.value}: {100 * answers['right'].mean():.1f} % to their own frame")
         self.routed.children = self.confusion(answers, "task", "sent to")
 
-    def show_answer(self) -> None:
+    def missing(self) -> str:
+        """What is missing before anything can be routed; empty if nothing is."""
         if self.stack is None:
-            self.say("open a stack first", "#B00020")
+            return "open a stack first"
+        return "" if self.routers else "this stack has no router"
+
+    def show_answer(self) -> None:
+        if self.missing():
+            self.say(self.missing(), "#B00020")
         elif not self.text.value.strip():
             self.say("type a text first", "#B00020")
         else:

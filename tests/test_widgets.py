@@ -261,11 +261,42 @@ def test_bad_input_is_one_line(saved, tmp_path):
     app.path.value = str(tmp_path)
     app.open_button.click()
     assert "stack.json is missing" in app.message.value
+    (tmp_path / "file").touch()
+    for wrong in (str(tmp_path / "file"), "x" * 3000):
+        app.path.value = wrong
+        app.open_button.click()
+        assert "B00020" in app.message.value and wrong[:20] in app.message.value
     app.path.value = str(saved)
     app.open_button.click()
     assert "3 frames" in app.message.value
     app.ask_button.click()
     assert "type a text first" in app.message.value
+
+
+def test_a_stack_without_routers_or_rows_can_be_looked_at(saved, tmp_path, monkeypatch):
+    monkeypatch.delenv("SKILLSTACK_DATA", raising=False)
+    without = shutil.ignore_patterns("routers")
+    folder = shutil.copytree(saved, tmp_path / "stack", ignore=without)
+    app = widgets._Inspector(folder, tmp_path)
+    assert "3 frames on" in app.message.value and "none could be fitted" in app.message.value
+    assert "own evaluation rows" in shown(app.card) and "agnews" in shown(app.chain)
+    app.text.value = "a text"
+    for button in (app.ask_button, app.route_button):
+        button.click()
+        assert "this stack has no router" in app.message.value
+
+
+def test_a_compressed_stack_is_shown(saved, stack, tmp_path):
+    small = compression.int8(compression.drop(stack, "agnews", to="qqp"), names=["qqp"])
+    folder = small.save_pretrained(tmp_path / "small")
+    shutil.copytree(saved / "routers", folder / "routers")
+    app = widgets._Inspector(folder, tmp_path)
+    assert "2 frames on" in app.message.value, app.message.value
+    assert "What qqp moved" not in app.message.value and len(app.card.children) == 5
+    app.text.value = "class1 agnewsword"
+    app.ask_button.click()
+    assert "answers" in app.message.value and "answered by" in shown(app.answer)
+    assert f"<td>{stack['imdb'].nbytes}</td>" in shown(app.chain)  # whole bytes
 
 
 def test_figures_can_be_drawn(stack, stream):
