@@ -104,7 +104,9 @@ def chain_figure(stack: SkillStack, walked: pd.DataFrame | None = None) -> Axes:
         words = f"{_short(frame.name)}\n{accuracy} %" if accuracy else _short(frame.name)
         ax.text(*place, words, bbox=box, ha="center", va="center", fontsize=8, zorder=3)
         if i:
-            ax.plot(*zip(places[i - 1], place, strict=True), color="#888888", lw=1, zorder=1)
+            (x, y), (to_x, to_y) = places[i - 1], place
+            between = (y + to_y) / 2  # a line's end goes round to the next line's beginning
+            ax.plot([x, x, to_x, to_x], [y, between, between, to_y], "#888888", lw=1, zorder=1)
     ax.set_xlim(-0.7, columns - 0.3)
     ax.set_ylim(0.4 - lines, 0.6)
     ax.set_title("latest frame  →  its parents  →  root", fontsize=9)
