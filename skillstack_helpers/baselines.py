@@ -191,7 +191,8 @@ class EWC(Sequential):
     Adds strength / 2 * sum over earlier tasks k and parameters i of F_ki (θ_i - θ*_ki)² to the
     loss (Kirkpatrick et al. 2017, eq. 3), F the diagonal Fisher information at the end of task k.
 
-    estimator: how F is computed, see `diagonal_fisher`. n_fisher: rows of the task it is computed
+    strength: the default is the one found on hard8 with `minilm` (docs/log.md); search it for
+    another model. estimator: how F is computed, see `diagonal_fisher`. n_fisher: rows of the task it is computed
     on. decay: None keeps an anchor per task; a number in [0, 1] keeps one, F <- decay F + F_k
     (online EWC, Schwarz et al. 2018). penalty_in: ``"loss"``, or ``"gradient"``, where its gradient
     is added after the backward pass; the two are equivalent. gamma_gain (gradient only): the
@@ -204,7 +205,7 @@ class EWC(Sequential):
         self,
         backbone: Backbone,
         config: RunConfig,
-        strength: float = 1e4,
+        strength: float = 1e3,
         estimator: str = "exact",
         n_fisher: int = 64,
         decay: float | None = None,
@@ -406,14 +407,7 @@ class GenerativeReplay(Replay):
     def __init__(
         self, backbone: Backbone, config: RunConfig, n_pseudo: int = 32, max_new: int = 48, **others
     ):
-        if backbone.kind != "decoder":
-            raise SkillStackError(
-                f"generative replay needs a causal language model; {backbone.name} is an encoder"
-            )
-        if not getattr(backbone.model.config, "tie_word_embeddings", False):
-            raise SkillStackError(
-                f"generative replay needs tied embeddings; {backbone.name} has a separate output"
-            )
+        _ = backbone.causal_lm  # an encoder, or untied embeddings: one line that says so
         super().__init__(backbone, config, **others)
         self.n_pseudo, self.max_new = n_pseudo, max_new
         self.texts: dict[str, list[str]] = {}  # what was written for each task
