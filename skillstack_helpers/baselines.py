@@ -192,13 +192,13 @@ class EWC(Sequential):
     loss (Kirkpatrick et al. 2017, eq. 3), F the diagonal Fisher information at the end of task k.
 
     strength: the default is the one found on hard8 with `minilm` (docs/log.md); search it for
-    another model. estimator: how F is computed, see `diagonal_fisher`. n_fisher: rows of the task it is computed
-    on. decay: None keeps an anchor per task; a number in [0, 1] keeps one, F <- decay F + F_k
-    (online EWC, Schwarz et al. 2018). penalty_in: ``"loss"``, or ``"gradient"``, where its gradient
-    is added after the backward pass; the two are equivalent. gamma_gain (gradient only): the
-    penalty's gradient is scaled down to at most gamma_gain times the norm of the loss's own, so
-    that old tasks never drown out the new one. The adaptive learner names such a gate without a
-    formula; this is our reading.
+    another model. estimator: how F is computed, see `diagonal_fisher`. n_fisher: rows of the task
+    it is computed on. decay: None keeps an anchor per task; a number in [0, 1] keeps one,
+    F <- decay F + F_k (online EWC, Schwarz et al. 2018). penalty_in: ``"loss"``, or
+    ``"gradient"``, where its gradient is added after the backward pass; the two are equivalent.
+    gamma_gain (gradient only): the penalty's gradient is scaled down to at most gamma_gain times
+    the norm of the loss's own, so that old tasks never drown out the new one. The adaptive learner
+    names such a gate without a formula; this is our reading.
     """
 
     def __init__(
