@@ -471,9 +471,10 @@ class _Inspector:
                 w.VBox([self.frame, self.card]),
                 w.VBox([w.HBox([self.router, self.threshold, self.route_button]), self.routed]),
                 w.VBox([self.second, w.HBox([self.frame, self.other]), self.compared]),
-            ],
-            titles=["Ask", "Chain", "Frame", "Router", "Compare"],
+            ]
         )  # fmt: skip
+        for i, title in enumerate(("Ask", "Chain", "Frame", "Router", "Compare")):
+            self.tabs.set_title(i, title)  # also in ipywidgets 7, which Colab has
         self.view = w.VBox([w.HTML(STYLE), self.picker, w.HBox([self.path, self.open_button]),
                             self.message, self.tabs])  # fmt: skip
         self.view.add_class("skillstack-inspector")
