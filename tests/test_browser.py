@@ -68,6 +68,7 @@ def page(browser):
     """A page that reaches nothing but this machine and notes every error."""
     page = browser.new_page(viewport={"width": 1100, "height": 1200})
     page.errors, page.asked = [], set()
+    page.set_default_timeout(180_000)  # a busy machine is no failure
 
     def local_only(route):
         if re.match(r"(http|ws)://(127\.0\.0\.1|localhost)[:/]", route.request.url):
@@ -111,14 +112,14 @@ def shown(page, label: str):
 
 def ask(page, words: str) -> None:
     """Wait until the line of the inspector has these words, and their answer stands below."""
-    page.locator(".said", has_text=words).wait_for(timeout=60_000)
+    page.locator(".said", has_text=words).wait_for()
 
 
 def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path):
     folder = widgets.newest_stack(demo)
     stack = widgets.open_stack(folder)
     routers = widgets.stack_routers(stack, folder)
-    page.goto(inspect)
+    page.goto(inspect, wait_until="commit")
     ask(page, f"{len(stack)} frames on")
     assert page.locator("select").first.input_value()  # the stack that is open
 
@@ -131,7 +132,7 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
         (who,) = steps.index[steps["step"].str.startswith("answers")]
         ours = widgets.ask(stack, text, [who]).loc[who]
         title = f"The scores of {name}"
-        page.get_by_text(title).wait_for(timeout=60_000)
+        page.get_by_text(title).wait_for()
         page.locator("table.answers").wait_for()
         ask(page, f"{who} answers")
         assert f"{ours['answer']} ({100 * ours['probability']:.0f} %)" in said(page)
@@ -153,7 +154,7 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
     evil = "<img src=x onerror=\"document.title='taken'\"> class1"
     page.get_by_placeholder("type or paste a text").fill(evil)
     page.get_by_role("button", name="Answer", exact=True).click()
-    page.locator("pre.asked", has_text="onerror").wait_for(timeout=60_000)
+    page.locator("pre.asked", has_text="onerror").wait_for()
     assert page.locator("pre.asked").inner_text() == evil
     assert page.title() != "taken" and not page.locator("pre.asked img").count()
 
@@ -187,7 +188,7 @@ def lab(demo, data_dir, tmp_path_factory):
 def open_in_lab(page, lab: str, name: str):
     page.goto(f"{lab}lab/tree/{name}?reset")
     notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
-    notebook.locator(".jp-RenderedMarkdown h1").first.wait_for(timeout=60_000)
+    notebook.locator(".jp-RenderedMarkdown h1").first.wait_for()
     return notebook
 
 
@@ -207,4 +208,4 @@ def test_the_inspector_runs_in_jupyterlab(page, lab):
     assert not notebook.locator('[data-mime-type="application/vnd.jupyter.error"]').count()
     page.get_by_placeholder("type or paste a text").fill("class1 of agnewsword")
     page.get_by_role("button", name="Answer", exact=True).click()
-    page.locator("table.answers").wait_for(timeout=60_000)
+    page.locator("table.answers").wait_for()
