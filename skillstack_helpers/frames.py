@@ -257,6 +257,7 @@ class SkillStack:
         texts: Sequence[str],
         frame: str | Sequence[str],
         head: str | Sequence[str] | None = None,
+        progress: Callable = tqdm,
     ) -> Prediction:
         """Answer texts with one frame, or each with its own (`frame` a sequence of names).
 
@@ -275,7 +276,7 @@ class SkillStack:
             one = self[adapter]
             judge = self._activate(one, self[holder])
             mine, length = [texts[i] for i in rows], one.training["max_length"]
-            scores = self._logits(judge, mine, length, f"ask {adapter}", tqdm)
+            scores = self._logits(judge, mine, length, f"ask {adapter}", progress)
             softmax = np.exp(scores - scores.max(1, keepdims=True))
             probabilities[rows, : scores.shape[1]] = softmax / softmax.sum(1, keepdims=True)
             labels[rows] = scores.argmax(1)

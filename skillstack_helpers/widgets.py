@@ -199,7 +199,8 @@ def layer_figure(
 def own_answers(stack: SkillStack, frame: str, data: TaskData) -> pd.DataFrame:
     """A frame's answers to a task's evaluation rows: text, label, answer, probability, right."""
     texts = data.texts("eval")
-    prediction = stack.predict(texts, frame)
+    # No bar: one that vanishes leaves a dead reference on a page that Voilà serves.
+    prediction = stack.predict(texts, frame, progress=lambda batches, **_: batches)
     truth = [data.task.label_names[k] for k in data.labels("eval")]
     answer = list(prediction.label_names)
     return pd.DataFrame(
@@ -592,7 +593,9 @@ class _Inspector:
         ]
 
     def _show_rows(self, frame: Frame, space) -> None:
+        self.say(f"asking {frame.name} its evaluation rows …")
         answers = own_answers(self.stack, frame.name, load_rows(frame))
+        self.say(f"{frame.name}: {100 * answers['right'].mean():.1f} % right")
         wrong = mistakes(answers)
         last = max(1, -(-len(wrong) // PAGE))
         page = self.w.BoundedIntText(value=1, min=1, max=last, description=f"page 1–{last}")
