@@ -94,11 +94,12 @@ def demo(saved, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def inspect(demo):
+def inspect(demo, data_dir):
     port = free_port()
     command = ["make", "--old-file=.venv/.installed", "inspect", f"BIN={BIN}"]
     command += [f"DEMO={demo}", f"PORT={port}"]
-    yield from serve(command, f"http://127.0.0.1:{port}/")
+    env = {} if DEMO else {"SKILLSTACK_DATA": str(data_dir)}
+    yield from serve(command, f"http://127.0.0.1:{port}/", env)
 
 
 def said(page) -> str:
