@@ -755,8 +755,9 @@ def written_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def memory_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """What examples in the prompt change, in points against none: per task the mean over seeds,
-    and the mean over tasks with its 95 % bootstrap interval over seeds and tasks.
+    """What examples in the prompt change: right answers in percent with nothing shown, then
+    differences from that in points. Per task the mean over seeds; the mean over tasks with its
+    95 % bootstrap interval over seeds and tasks.
 
     metrics: as in `generative_table`. Index: who, shown.
     """
@@ -765,12 +766,14 @@ def memory_table(metrics: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for split in dict.fromkeys(part["split"]):
         who, shown = split.split(": ")
-        if shown == "nothing":
-            continue
-        gain = 100 * (value[split] - value[f"{who}: nothing"])
-        cells = gain.groupby("eval_task", sort=False).mean().map("{:+.1f}".format).to_dict()
-        low, high = bootstrap_interval(gain)
-        cells["mean"] = f"{gain.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+        gain = 100 * (
+            value[split] if shown == "nothing" else value[split] - value[f"{who}: nothing"]
+        )
+        form = "{:.1f}" if shown == "nothing" else "{:+.1f}"
+        means = gain.groupby("eval_task", sort=False).mean()
+        numbers = pd.Series([*means, gain.mean(), *bootstrap_interval(gain)]).round(1) + 0.0
+        *cells, mean, low, high = numbers.map(form.format)
+        cells = dict(zip(means.index, cells, strict=True)) | {"mean": f"{mean} [{low}, {high}]"}
         rows[who, shown] = cells
     table = pd.DataFrame.from_dict(rows, "index")
     table.index = pd.MultiIndex.from_tuples(table.index, names=["who", "shown"])

@@ -420,9 +420,10 @@ def test_tables_of_written_answers_by_hand():
     assert table.loc["imdb", "own frame"] == pytest.approx(65)
     assert table.loc["imdb", "own frame, lower limits"] == "45.0, 55.0"
     table = results.memory_table(measured)
-    assert list(table.index) == [("own frame", "right memory")]
-    assert list(table.iloc[0][["imdb", "agnews"]]) == ["+10.0", "-15.0"]
-    assert table.iloc[0]["mean"].startswith("-2.5 [")
+    assert list(table.index) == [("own frame", "nothing"), ("own frame", "right memory")]
+    assert table.iloc[0]["mean"] == "50.0 [50.0, 50.0]"
+    assert list(table.iloc[1][["imdb", "agnews"]]) == ["+10.0", "-15.0"]
+    assert table.iloc[1]["mean"].startswith("-2.5 [")
 
 
 def test_find_stack_wants_the_same_training(tmp_path):
