@@ -1,8 +1,10 @@
 """The inspector and the notebooks in a real browser, served as users serve them."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -36,22 +38,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def serve(command: list[str], address: str, env: dict | None = None):
-    """Start a server in a process group of its own; yields its address."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | (env or {}), start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    said = []
+@contextlib.contextmanager
+def serve(command: list[str], port: int, log: Path, env: dict):
+    """A server in a process group of its own, which has printed its address; yields that."""
+    address = f"http://127.0.0.1:{port}/"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | env, start_new_session=True,
+            stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     try:
-        for line in process.stdout:
-            said.append(line)
-            if address in line:
-                break
-        assert address in "".join(said), "".join(said)[-2000:]
+        while address not in log.read_text():
+            assert process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.2)
         yield address
     finally:
-        os.killpg(process.pid, 15)
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
 
 
@@ -99,12 +101,12 @@ def demo(saved, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def inspect(demo, data_dir):
-    port = free_port()
+def inspect(demo, data_dir, tmp_path_factory):
+    port, log = free_port(), tmp_path_factory.mktemp("voila") / "log"
     command = ["make", "--old-file=.venv/.installed", "inspect", f"BIN={BIN}"]
     command += [f"DEMO={demo}", f"PORT={port}"]
-    env = {} if DEMO else {"SKILLSTACK_DATA": str(data_dir)}
-    yield from serve(command, f"http://127.0.0.1:{port}/", env)
+    with serve(command, port, log, {} if DEMO else {"SKILLSTACK_DATA": str(data_dir)}) as address:
+        yield address
 
 
 def said(page) -> str:
@@ -116,8 +118,8 @@ def shown(page, label: str):
     return page.get_by_label(label, exact=True).locator("visible=true")
 
 
-def ask(page, words: str) -> None:
-    """Wait until the line of the inspector has these words, and their answer stands below."""
+def wait_for_line(page, words: str) -> None:
+    """Wait until the inspector's line has these words."""
     page.locator(".said", has_text=words).wait_for()
 
 
@@ -126,7 +128,7 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
     stack = widgets.open_stack(folder)
     routers = widgets.stack_routers(stack, folder)
     page.goto(inspect, wait_until="commit")
-    ask(page, f"{len(stack)} frames on")
+    wait_for_line(page, f"{len(stack)} frames on")
     assert page.locator("select").first.input_value()  # the stack that is open
 
     text = TEXT if DEMO else stream[1].texts("eval")[0]
@@ -140,7 +142,7 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
         title = f"The scores of {name}"
         page.get_by_text(title).wait_for()
         page.locator("table.answers").wait_for()
-        ask(page, f"{who} answers")
+        wait_for_line(page, f"{who} answers")
         assert f"{ours['answer']} ({100 * ours['probability']:.0f} %)" in said(page)
         rows = [row.split() for row in page.locator("table.walk tbody tr").all_inner_texts()]
         assert [row[0] for row in rows] == list(steps.index)
@@ -155,7 +157,7 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
 
     shown(page, "threshold").fill("99")
     shown(page, "threshold").press("Enter")
-    ask(page, f"by fallback, {len(stack)} frames visited")
+    wait_for_line(page, f"by fallback, {len(stack)} frames visited")
 
     evil = "<img src=x onerror=\"document.title='taken'\"> class1"
     page.get_by_placeholder("type or paste a text").fill(evil)
@@ -166,7 +168,7 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
 
     page.get_by_placeholder("or a folder, then Open").fill("/no/such/<b>stack</b>")
     page.get_by_role("button", name="Open", exact=True).click()
-    ask(page, "/no/such/<b>stack</b>/stack.json is missing")
+    wait_for_line(page, "/no/such/<b>stack</b>/stack.json is missing")
     assert not page.errors
     assert all(address.startswith(ICONS) for address in page.asked)
 
@@ -203,7 +205,7 @@ def lab(demo, model_dirs, decoders, data_dir, tmp_path_factory):
     command += ["--ip=127.0.0.1", f"--ServerApp.root_dir={root}", "--IdentityProvider.token="]
     command += [f"--LabApp.user_settings_dir={root}/.set", f"--LabApp.workspaces_dir={root}/.work"]
     env = {"SKILLSTACK_DATA": str(data_dir), "OMP_NUM_THREADS": "1"}
-    for address in serve(command, f"http://127.0.0.1:{port}/", env):
+    with serve(command, port, root / ".log", env) as address:
         yield address, root
 
 
@@ -233,7 +235,7 @@ def test_notebook_opens_and_runs_in_jupyterlab(name, page, lab):
         assert time.monotonic() < end, "it did not finish"
     assert any("image/png" in o.get("data", {}) for o in outputs)
     if name == "11_inspect_frames":
-        ask(page, "3 frames on")
+        wait_for_line(page, "3 frames on")
         page.get_by_placeholder("type or paste a text").fill("class1 of agnewsword")
         page.get_by_role("button", name="Answer", exact=True).click()
         page.locator("table.answers").wait_for()
