@@ -173,9 +173,7 @@ class Backbone:
         out = None
         with self.without_adapter():
             batches = list(training.eval_batches([len(row) for row in ids]))
-            for batch in progress(
-                batches, desc="embed", leave=False, unit="batch", disable=len(batches) < 2
-            ):
+            for batch in training.batch_bar(progress, batches, "embed"):
                 padded, mask = training.pad([ids[i] for i in batch], self.pad_id, self.device)
                 states = self.model(
                     input_ids=padded, attention_mask=mask, output_hidden_states=True

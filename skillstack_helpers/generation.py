@@ -176,8 +176,7 @@ def choice_scores(
     ids = [answer_ids(backbone, label) for label in label_names]
     words = [torch.tensor(row, dtype=torch.int64, device=backbone.device) for row in ids]
     out = np.empty((len(prompts), len(label_names)), dtype=np.float32)
-    batches = _batches(prompts, batch_size)
-    for batch in progress(batches, desc=description, leave=False, disable=len(batches) < 2):
+    for batch in training.batch_bar(progress, _batches(prompts, batch_size), description):
         ids, mask = left_pad([prompts[i] for i in batch], backbone.pad_id, backbone.device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         read = lm(
@@ -237,8 +236,8 @@ def generate(
         longest = max(len(answer_ids(backbone, label)) for label in holder.label_names)
         max_new_tokens = longest + 2
     written = np.empty(len(texts), dtype=object)
-    batches, what = _batches(prompts, batch_size), f"{frame} writes"
-    for batch in progress(batches, desc=what, leave=False, disable=len(batches) < 2):
+    batches = _batches(prompts, batch_size)
+    for batch in training.batch_bar(progress, batches, f"{frame} writes"):
         ids, mask = left_pad([prompts[i] for i in batch], backbone.pad_id, backbone.device)
         out = write(backbone, ids, mask, max_new_tokens=max_new_tokens, do_sample=False)
         written[batch] = out

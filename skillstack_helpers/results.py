@@ -1015,8 +1015,8 @@ def readme_tables(name: str) -> str:
         table = generalization_table(runs[here])
     elif kind in ("generative", "written", "memory"):
         here = runs["preset"].eq(preset) & runs["method"].eq("generative")
-        tables = {"generative": generative_table, "written": written_table}
-        table = tables.get(kind, memory_table)(runs[here])
+        tables = {"generative": generative_table, "written": written_table, "memory": memory_table}
+        table = tables[kind](runs[here])
     elif name == "orders":
         table = order_table(runs[runs["run_id"].str.startswith("04_baselines-")])
     elif kind == "probe":

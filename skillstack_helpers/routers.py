@@ -151,7 +151,10 @@ class _Router(BaseEstimator):
 
     def route(self, texts: Sequence[str]) -> pd.DataFrame:
         """One row a text: frame, score, depth (frames visited; NaN without a walk), fallback."""
-        scores = self.decision_function(texts)
+        return self.route_scores(self.decision_function(texts))
+
+    def route_scores(self, scores: np.ndarray) -> pd.DataFrame:
+        """`route`, for scores (n, frames) that `decision_function` has given already."""
         best = scores.argmax(1)
         return self._routes(scores, best, np.full(len(best), np.nan), np.zeros(len(best), bool))
 
@@ -303,8 +306,7 @@ class HybridChainRouter(HybridSVMRouter):
         super().__init__(C=C)
         self.threshold = threshold
 
-    def route(self, texts):
-        scores = self.decision_function(texts)
+    def route_scores(self, scores):
         return self._routes(scores, *walk(scores, self.threshold))
 
 
@@ -703,8 +705,7 @@ class ProfileRouter(_Router):
         embedded = _sentences(self.backbone, texts)
         return np.hstack([embedded, embedded]) / 2**0.5 @ self.profiles_.T
 
-    def route(self, texts):
-        scores = self.decision_function(texts)
+    def route_scores(self, scores):
         confidence = softmax(scores / self.temperature_, axis=1).max(1)
         depth = np.full(len(scores), np.nan)
         return self._routes(scores, scores.argmax(1), depth, confidence < self.threshold)

@@ -5,7 +5,7 @@ Texts come in as token ids, made once. Batches hold texts of similar length, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -144,6 +144,12 @@ def cross_entropy(
     return torch.stack(sums).sum() / len(targets)
 
 
+def batch_bar(progress: Callable, batches: Sequence[np.ndarray], description: str) -> Iterable:
+    """The batches behind a bar that vanishes when they are done; none for a single batch."""
+    how = {"leave": False, "unit": "batch", "disable": len(batches) < 2}
+    return progress(batches, desc=description, **how)
+
+
 @torch.inference_mode()
 def logits(
     backbone: Backbone,
@@ -156,9 +162,7 @@ def logits(
     """Logits of the slot's present adapter under `head`, float32 (n, classes), in input order."""
     out = np.empty((len(ids), head.out_features), dtype=np.float32)
     batches = list(eval_batches([len(row) for row in ids]))
-    for batch in progress(
-        batches, desc=description, leave=False, unit="batch", disable=len(batches) < 2
-    ):
+    for batch in batch_bar(progress, batches, description):
         inputs = pad([ids[i] for i in batch], backbone.pad_id, backbone.device)
         out[batch] = head(backbone.features(*inputs)).cpu().numpy()
     return out

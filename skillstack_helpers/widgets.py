@@ -196,6 +196,14 @@ def layer_figure(
     return ax
 
 
+def moved_figure(stack: SkillStack, frame: Frame) -> Axes:
+    """What a frame moved from its parent, or from nothing where there is none to compare with."""
+    parent = stack[frame.parent] if frame.parent else None
+    parent = None if parent is frame else parent  # it stands in for a parent that was dropped
+    title = f"What {frame.name} moved" + (f" from {parent.name}" if parent else "")
+    return layer_figure(layer_norms(frame, parent), title)
+
+
 def own_answers(stack: SkillStack, frame: str, data: TaskData) -> pd.DataFrame:
     """A frame's answers to a task's evaluation rows: text, label, answer, probability, right."""
     texts = data.texts("eval")
@@ -269,7 +277,7 @@ def walk_table(router: _Router, text: str) -> pd.DataFrame:
     where nobody exceeded the threshold.
     """
     scores = router.decision_function([text])
-    route = router.route([text]).iloc[0]
+    route = router.route_scores(scores).iloc[0]
     names = list(router.frames_)
     steps = dict.fromkeys(names, "compared")
     if not np.isnan(route["depth"]):
@@ -312,7 +320,9 @@ def routed_frames(
     frame, answer the frame picked. n: at most so many rows of each task."""
     rows = [(text, data.name) for data in stream for text in data.texts("eval")[:n]]
     texts, truth = (list(column) for column in zip(*rows, strict=True))
-    picked, chances = router.predict(texts), router.predict_proba(texts)
+    scores = router.decision_function(texts)
+    picked = router.route_scores(scores)["frame"].to_numpy()
+    chances = softmax(scores / router.temperature_, axis=1)
     column = {name: k for k, name in enumerate(router.frames_)}
     return pd.DataFrame(
         {
@@ -535,21 +545,20 @@ class _Inspector:
         names = [frame.name for frame in stack.chain()]
         self.second.value = ""
         for box, options in (
-            (self.router, {name: name for name in routers}),
-            (self.form, {"as it is": ""} | {name: name for name in names}),
-            (self.frame, {name: name for name in names}),
-            (self.other, {name: name for name in names}),
+            (self.router, list(routers)),
+            (self.form, [("as it is", ""), *zip(names, names, strict=True)]),
+            (self.frame, names),
+            (self.other, names),
         ):
             box.options = options
-            box.value = next(iter(options.values()), None)
+            box.index = 0 if options else None
         self.stack, self.routers, self.second_stack = stack, routers, stack
         self.chain.children = [self.image(chain_figure(stack)), self.table(chain_table(stack))]
         self.answer.children, self.routed.children = [], []
-        self.choose_router()
-        self.show_frame()
-        self.show_compared()
         of = ", ".join(routers) or "none"
         self.say(f"{len(names)} frames on {stack.backbone.name}, routers: {of}{told}")
+        self.show_frame()
+        self.choose_router()
 
     def choose_router(self) -> None:
         """Show the chosen router's threshold, if it has one, and answer again."""
@@ -573,21 +582,19 @@ class _Inspector:
             self.show_answer()
 
     def show_frame(self) -> None:
+        """The frame's card, and the comparison, which has the same frame on its side."""
         if self.stack is not None and self.frame.value:
             self.guarded(self._show_frame, self.stack[self.frame.value])
+            self.show_compared()
 
     def _show_frame(self, frame: Frame) -> None:
-        parent = self.stack[frame.parent] if frame.parent else None
-        parent = None if parent is frame else parent  # it stands in for a parent that was dropped
-        moved = layer_norms(frame, parent)
-        title = f"What {frame.name} moved" + (f" from {parent.name}" if parent else "")
         button = self.w.Button(description="Its answers and mistakes", layout={"width": "15em"})
         space = self.w.VBox()
         button.on_click(lambda _: self.guarded(self._show_rows, frame, space))
         self.card.children = [
             self.table(frame_card(frame)),
             self.image(training_curve(frame)),
-            self.image(layer_figure(moved, title)),
+            self.image(moved_figure(self.stack, frame)),
             button,
             space,
         ]
@@ -658,38 +665,35 @@ class _Inspector:
         layout = {"grid_template_columns": f"9em repeat({width}, minmax(2.5em, 7em))"}
         return [self.w.HTML(f"<b>{note}</b>"), self.w.GridBox(cells, layout=layout), found]
 
+    def chosen_router(self) -> _Router:
+        if self.stack is None:
+            raise SkillStackError("open a stack first")
+        if not self.routers:
+            raise SkillStackError("this stack has no router")
+        return self.routers[self.router.value]
+
     def show_routed(self) -> None:
-        if self.missing():
-            self.say(self.missing(), "#B00020")
-        else:
-            self.guarded(self._show_routed)
+        self.guarded(self._show_routed)
 
     def _show_routed(self) -> None:
+        router = self.chosen_router()
         self.say(f"routing {ROUTED_ROWS} texts of each of {len(self.stack)} tasks …")
         stream = [load_rows(frame) for frame in self.stack.frames]
-        answers = routed_frames(self.routers[self.router.value], stream, ROUTED_ROWS)
+        answers = routed_frames(router, stream, ROUTED_ROWS)
         self.say(f"{self.router.value}: {100 * answers['right'].mean():.1f} % to their own frame")
         self.routed.children = self.confusion(answers, "task", "sent to")
 
-    def missing(self) -> str:
-        """What is missing before anything can be routed; empty if nothing is."""
-        if self.stack is None:
-            return "open a stack first"
-        return "" if self.routers else "this stack has no router"
-
     def show_answer(self) -> None:
-        if self.missing():
-            self.say(self.missing(), "#B00020")
-        elif not self.text.value.strip():
-            self.say("type a text first", "#B00020")
-        else:
-            self.guarded(self._show_answer)
+        self.guarded(self._show_answer)
 
     def _show_answer(self) -> None:
+        router = self.chosen_router()
+        if not self.text.value.strip():
+            raise SkillStackError("type a text first")
         text = render(self.form.value, self.text.value, self.pair.value)
         if not self.form.value and self.pair.value.strip():
             text = f"{text}\n{self.pair.value}"
-        steps = walk_table(self.routers[self.router.value], text)
+        steps = walk_table(router, text)
         took = steps["step"]
         (who,) = steps.index[took.str.startswith("answers")]
         first = ask(self.stack, text, [who])

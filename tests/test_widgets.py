@@ -167,7 +167,9 @@ def test_the_inspector_answers_as_the_api_does(saved, stack, routers, stream):
         assert "answers" in shown(app.answer) and text[:20] in shown(app.answer)
     assert len(app.card.children) == 5 and "own evaluation rows" in shown(app.card)
     app.other.value = "imdb"
-    assert "cosine" in shown(app.compared)
+    assert "cosine" in shown(app.compared) and "qqp against imdb" in shown(app.compared)
+    app.frame.value = "agnews"
+    assert "agnews against imdb" in shown(app.compared)
 
 
 def test_typed_text_is_never_html(saved):
