@@ -6,7 +6,10 @@ DEMO := results/demo
 PORT := 8866
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo inspect picture lint test readme clean
+.PHONY: help demo inspect picture lint test readme clean
+
+help:
+	@grep -h "^# make" Makefile | sed "s/^# //"
 
 .venv/.installed: pyproject.toml requirements.txt requirements-embedded.txt constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -18,15 +21,15 @@ demo: .venv/.installed
 	mkdir -p $(DEMO)
 	$(BIN)/papermill notebooks/01_train_stack.ipynb $(DEMO)/01_train_stack.ipynb \
 		-p preset mini4 -p model minilm -p output_dir $(DEMO)
-	@$(BIN)/python -m skillstack_helpers.results show $(DEMO)
+	@$(BIN)/python results/report.py show $(DEMO)
 	@echo "notebook  $(CURDIR)/$(DEMO)/01_train_stack.ipynb"
 
 # The notebook with its parameters, served on loopback; Voilà prints the address.
 inspect: .venv/.installed
 	@ls $(DEMO)/*/stack/stack.json >/dev/null 2>&1 || $(MAKE) demo
 	@ls $(DEMO)/*/stack/routers/*/router.json >/dev/null 2>&1 || $(BIN)/python -c \
-		"from skillstack_helpers import widgets as w; f = w.newest_stack('$(abspath $(DEMO))'); \
-		w.stack_routers(w.open_stack(f), f)"
+		"from skillstack_helpers.lab import experiment as e; f = e.newest_stack('$(abspath $(DEMO))'); \
+		e.stack_routers(e.open_stack(f), f)"
 	$(BIN)/papermill --prepare-only --log-level WARNING notebooks/11_inspect_frames.ipynb \
 		$(DEMO)/11_inspect_frames.ipynb -p output_dir $(abspath $(DEMO))
 	$(BIN)/voila $(DEMO)/11_inspect_frames.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser
@@ -38,13 +41,14 @@ picture: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
 test: lint
 	$(BIN)/python -m pytest
 
 readme: .venv/.installed
-	$(BIN)/python -m skillstack_helpers.results readme
+	$(BIN)/python results/report.py readme
 
 clean:
 	rm -rf .venv $(DEMO)

@@ -32,24 +32,21 @@ TEXT = "The plot is thin, but the two leads make up for it, and the ending is wo
 
 
 def build(folder: Path) -> None:
-    from skillstack_helpers.backbones import load_backbone
-    from skillstack_helpers.config import RunConfig
-    from skillstack_helpers.frames import SkillStack
-    from skillstack_helpers.routers import make_router, save_router
-    from skillstack_helpers.tasks import load_task
+    import skillstack_helpers as ss
 
-    stack = SkillStack(load_backbone("minilm"))
-    data = load_task("movies", 4, 256, 4, seed=42, source="embedded")
-    budget = {"n_train": 4, "n_router": 256, "n_eval": 4, "epochs": 1}
+    stack = ss.SkillStack(ss.load_backbone("minilm"))
+    data = ss.load_task("movies", 4, 256, 4, seed=42, source="embedded")
     texts, names = [], []
     for i in range(options.frames):
         task = dataclasses.replace(data.task, name=f"skill{i:02}")
-        stack.grow(dataclasses.replace(data, task=task), RunConfig(preset="mini4", **budget))
+        stack.grow(dataclasses.replace(data, task=task), ss.TrainingConfig(epochs=1))
         mine = data.texts("router")[i % 64 * 4 : i % 64 * 4 + 4]
         texts += [f"{task.name} {text}" for text in mine]
         names += [task.name] * len(mine)
     stack.save_pretrained(folder)
-    save_router(make_router("hybrid_chain").fit(texts, names), folder / "routers/hybrid_chain")
+    ss.save_router(
+        ss.make_router("hybrid_chain").fit(texts, names), folder / "routers/hybrid_chain"
+    )
 
 
 def megabytes() -> float:
@@ -68,25 +65,26 @@ def warm(stack) -> None:
 
 
 def stack_side(folder: Path) -> dict:
-    from skillstack_helpers import widgets
+    from skillstack_helpers.lab import views
+    from skillstack_helpers.lab.experiment import open_stack, stack_routers
 
     backbones = {}
-    warm(widgets.open_stack(folder, backbones))
+    warm(open_stack(folder, backbones))
     before = megabytes()
 
     def open_it():
-        stack = widgets.open_stack(folder, backbones)
-        return stack, widgets.stack_routers(stack, folder)["hybrid_chain"]
+        stack = open_stack(folder, backbones)
+        return stack, stack_routers(stack, folder)["hybrid_chain"]
 
     opened, (stack, router) = clock(open_it)
     after = megabytes()
     answered, _ = clock(lambda: stack.answer([TEXT], router))
     again, _ = clock(lambda: stack.answer([f"{TEXT} Twice."], router))
     names = [frame.name for frame in stack.frames]
-    every, _ = clock(lambda: widgets.ask(stack, TEXT, names))
+    every, _ = clock(lambda: views.ask(stack, TEXT, names))
     once = megabytes()
     for _ in range(3):
-        widgets.ask(stack, TEXT, names)
+        views.ask(stack, TEXT, names)
     return {
         "open (s)": opened,
         "first answer (s)": answered,
@@ -99,16 +97,16 @@ def stack_side(folder: Path) -> dict:
 
 
 def page_side(folder: Path) -> dict:
-    from skillstack_helpers import widgets
+    from skillstack_helpers.lab import experiment, widgets
 
-    app = widgets._Inspector(None, folder.parent)
-    warm(widgets.open_stack(folder, app.backbones))
+    app = widgets.Inspector(None, folder.parent)
+    warm(experiment.open_stack(folder, app.backbones))
     before = megabytes()
     opened, _ = clock(lambda: app.open(str(folder)))
     app.text.value = TEXT
     answered, _ = clock(app.ask_button.click)
     app.text.value = f"{TEXT} Twice."
-    seen = []
+    app.message.value, seen = "", []
     app.message.observe(lambda _: seen.append(time.perf_counter()), "value")
     start = time.perf_counter()
     again, _ = clock(app.ask_button.click)

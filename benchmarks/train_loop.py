@@ -32,6 +32,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
+from skillstack_helpers.results import describe_device, versions
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -46,7 +47,6 @@ from skillstack_helpers import SkillStackError
 from skillstack_helpers.backbones import Backbone, load_backbone
 from skillstack_helpers.config import RunConfig
 from skillstack_helpers.frames import SkillStack
-from skillstack_helpers.results import describe_device, versions
 from skillstack_helpers.tasks import PRESETS, TaskData, get_task, load_task
 from skillstack_helpers.training import EVAL_BATCH, WARMUP
 

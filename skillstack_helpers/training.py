@@ -1,24 +1,98 @@
-"""The one training loop and the one evaluation loop.
+"""*The* training loop, and the batches of training and evaluation.
 
-Texts come in as token ids, made once. Batches hold texts of similar length, so little is padded.
+The loop knows no model: it is given parameters and ``loss(rows)``. Texts are token ids, made once;
+batches hold texts of similar length, so little is padded.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-if TYPE_CHECKING:
-    from .backbones import Backbone
+from .errors import SkillStackError
 
 EVAL_BATCH = 64  # fixed: logits are bit-equal only where the batches are the same
 WARMUP = 0.1  # share of the steps in which the learning rate rises from 0
 POOL = 8  # training batches are cut from shuffled pools of this many batches, sorted by length
+
+
+def default_lr(hidden_size: int) -> float:
+    """Peak learning rate of a LoRA where none is given: the published 2e-4 for Llama-size models.
+    Smaller ones learn little from it in so few steps; docs/log.md has the search."""
+    return 2e-4 if hidden_size >= 2048 else 5e-4 if hidden_size >= 512 else 2e-3
+
+
+@contextlib.contextmanager
+def seeded(seed: int, order: int = 0) -> Iterator[np.random.Generator]:
+    """The random state in which the order-th task of a stream is learned: torch is seeded and put
+    back afterwards; yields the generator that draws the batches."""
+    entropy = np.random.SeedSequence([seed, order])
+    with torch.random.fork_rng():
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
+        yield np.random.default_rng(entropy)
+
+
+@contextlib.contextmanager
+def trainable(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Parameters that ask for gradients inside, and for none afterwards, whatever happens."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
+def train(
+    loss: Callable[[np.ndarray], Tensor],
+    parameters: Sequence[Tensor],
+    lengths: Sequence[int],
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    rng: np.random.Generator,
+    after_backward: Callable[[], None] | None = None,
+    description: str = "train",
+    progress: Callable = tqdm,
+) -> list[float]:
+    """Minimize ``loss(rows)``, a scalar for a batch of row indices; returns the loss of every step.
+
+    lengths: tokens of each row, (n,). AdamW without weight decay, gradient norm clipped at 1,
+    learning rate up over the first tenth of the steps and then linearly down to zero.
+    after_backward: called before gradients are clipped. Deterministic on the CPU for a given `rng`
+    and torch seed. Raises `SkillStackError` if the training diverged.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    batches = [b for _ in range(epochs) for b in train_batches(lengths, batch_size, rng)]
+    warmup = max(1, round(WARMUP * len(batches)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup, (len(batches) - step) / (len(batches) - warmup + 1)),
+    )
+    losses = []
+    with trainable(parameters):
+        for batch in progress(batches, desc=description, leave=False, unit="step"):
+            step = loss(batch)
+            step.backward()
+            if after_backward is not None:
+                after_backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(step.detach())
+    losses = torch.stack(losses)
+    if not losses.isfinite().all() or not all(p.isfinite().all() for p in parameters):
+        raise SkillStackError(f"{description}: the loss is not finite; lower lr ({lr:g})")
+    return losses.tolist()
 
 
 def train_batches(
@@ -33,11 +107,10 @@ def train_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def eval_batches(lengths: Sequence[int]) -> Iterator[np.ndarray]:
+def eval_batches(lengths: Sequence[int], size: int = EVAL_BATCH) -> list[np.ndarray]:
     """All rows sorted by length, longest first (memory runs out at once or never)."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    for start in range(0, len(order), EVAL_BATCH):
-        yield order[start : start + EVAL_BATCH]
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def pad(ids: Sequence[np.ndarray], pad_id: int, device: str) -> tuple[Tensor, Tensor]:
@@ -51,118 +124,6 @@ def pad(ids: Sequence[np.ndarray], pad_id: int, device: str) -> tuple[Tensor, Te
     return torch.from_numpy(padded).to(device), torch.from_numpy(mask).to(device)
 
 
-def new_head(backbone: Backbone, classes: int) -> torch.nn.Linear:
-    """A classification head to be trained: weights N(0, 0.02), bias (encoders only) zero."""
-    head = torch.nn.Linear(backbone.hidden_size, classes, bias=backbone.kind == "encoder")
-    torch.nn.init.normal_(head.weight, std=0.02)
-    if head.bias is not None:
-        torch.nn.init.zeros_(head.bias)
-    return head.to(backbone.device)
-
-
-def train(
-    backbone: Backbone,
-    heads: torch.nn.Linear | Sequence[torch.nn.Linear],
-    ids: Sequence[np.ndarray],
-    labels: np.ndarray,
-    *,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    rng: np.random.Generator,
-    body: Sequence[torch.nn.Parameter] | None = None,
-    owners: np.ndarray | None = None,
-    rehearse: Callable[[], np.ndarray] | None = None,
-    n_new: int | None = None,
-    penalty: Callable[[], Tensor] | None = None,
-    after_backward: Callable[[], None] | None = None,
-    objective: Callable[[np.ndarray], Tensor] | None = None,
-    description: str = "train",
-    progress: Callable = tqdm,
-) -> list[float]:
-    """Train the LoRA slot (or `body`) and heads on cross-entropy; returns the loss of every step.
-
-    AdamW without weight decay, gradient norm clipped at 1, learning rate up over the first tenth
-    of the steps and then linearly down to zero. Deterministic on the CPU for a given `rng` and
-    torch seed.
-
-    What the baselines add: several heads and `owners`, the head of each row (n,); `rehearse`, which
-    gives further rows for every batch (an epoch then runs over the first `n_new` rows alone);
-    `penalty`, a scalar added to the loss; `after_backward`, called before gradients are clipped.
-    objective: the loss of a batch of row indices, in place of cross-entropy under a head.
-    """
-    heads = [heads] if isinstance(heads, torch.nn.Linear) else list(heads)
-    owners = np.zeros(len(ids), dtype=np.int64) if owners is None else owners
-    body = list(backbone.lora_parameters.values() if body is None else body)
-    parameters = [*body, *(p for head in heads for p in head.parameters())]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
-    lengths = [len(row) for row in ids[:n_new]]
-    batches = [b for _ in range(epochs) for b in train_batches(lengths, batch_size, rng)]
-    warmup = max(1, round(WARMUP * len(batches)))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, (len(batches) - step) / (len(batches) - warmup + 1)),
-    )
-    targets = torch.tensor(labels, dtype=torch.int64, device=backbone.device)
-    losses = []
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    for batch in progress(batches, desc=description, leave=False, unit="step"):
-        if rehearse is not None:
-            batch = np.concatenate([batch, rehearse()])
-        if objective is not None:
-            loss = objective(batch)
-        else:
-            inputs = pad([ids[i] for i in batch], backbone.pad_id, backbone.device)
-            features = backbone.features(*inputs)  # (batch, hidden)
-            loss = cross_entropy(features, heads, owners[batch], targets[torch.from_numpy(batch)])
-        (loss if penalty is None else loss + penalty()).backward()
-        if after_backward is not None:
-            after_backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    return torch.stack(losses).tolist()
-
-
-def cross_entropy(
-    features: Tensor, heads: Sequence[torch.nn.Linear], owners: np.ndarray, targets: Tensor
-) -> Tensor:
-    """Mean cross-entropy of features (batch, hidden), each row under its own head."""
-    present = np.unique(owners)
-    if len(present) == 1:
-        return torch.nn.functional.cross_entropy(heads[present[0]](features), targets)
-    sums = []
-    for k in present:
-        rows = torch.from_numpy(np.flatnonzero(owners == k)).to(features.device)
-        scores = heads[k](features[rows])  # (rows of this head, classes)
-        sums.append(torch.nn.functional.cross_entropy(scores, targets[rows], reduction="sum"))
-    return torch.stack(sums).sum() / len(targets)
-
-
 def batch_bar(progress: Callable, batches: Sequence[np.ndarray], description: str) -> Iterable:
     """The batches behind a bar that vanishes when they are done; none for a single batch."""
-    how = {"leave": False, "unit": "batch", "disable": len(batches) < 2}
-    return progress(batches, desc=description, **how)
-
-
-@torch.inference_mode()
-def logits(
-    backbone: Backbone,
-    head: torch.nn.Linear,
-    ids: Sequence[np.ndarray],
-    *,
-    description: str = "evaluate",
-    progress: Callable = tqdm,
-) -> np.ndarray:
-    """Logits of the slot's present adapter under `head`, float32 (n, classes), in input order."""
-    out = np.empty((len(ids), head.out_features), dtype=np.float32)
-    batches = list(eval_batches([len(row) for row in ids]))
-    for batch in batch_bar(progress, batches, description):
-        inputs = pad([ids[i] for i in batch], backbone.pad_id, backbone.device)
-        out[batch] = head(backbone.features(*inputs)).cpu().numpy()
-    return out
+    return progress(batches, desc=description, leave=False, unit="batch", disable=len(batches) < 2)

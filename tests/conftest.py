@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from skillstack_helpers.backbones import load_backbone
-from skillstack_helpers.config import RunConfig
+from skillstack_helpers.config import TrainingConfig
 from skillstack_helpers.tasks import TASKS, load_task
 
 torch.set_num_threads(1)  # the stand-ins are too small for more
@@ -133,13 +133,10 @@ def decoders(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def saved(model_dirs, stream, tmp_path_factory):
     """Three frames and two routers in a folder."""
-    from skillstack_helpers.frames import SkillStack
     from skillstack_helpers.routers import make_router, save_router
+    from skillstack_helpers.stack import SkillStack
 
-    config = RunConfig(
-        epochs=1, lr=5e-3, batch_size=4, lora_r=4, max_length=32, seed=0,
-        n_train=6, n_router=12, n_eval=8,
-    )  # fmt: skip
+    config = TrainingConfig(epochs=1, lr=5e-3, batch_size=4, lora_r=4, max_length=32, seed=0)
     stack = SkillStack(load_backbone(str(model_dirs["bert"]), device="cpu"))
     for data in stream:
         stack.grow(data, config)
@@ -158,8 +155,8 @@ def backbone(model_dirs):
 
 
 @pytest.fixture
-def config() -> RunConfig:
-    return RunConfig(epochs=1, lr=5e-3, batch_size=4, lora_r=4, max_length=32, seed=3)
+def config() -> TrainingConfig:
+    return TrainingConfig(epochs=1, lr=5e-3, batch_size=4, lora_r=4, max_length=32, seed=3)
 
 
 def edit_json(path: Path, change) -> None:

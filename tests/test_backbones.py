@@ -4,8 +4,7 @@ import torch
 
 from skillstack_helpers import SkillStackError, backbones, training
 from skillstack_helpers.backbones import load_backbone
-from skillstack_helpers.config import RunConfig
-from skillstack_helpers.frames import SkillStack
+from skillstack_helpers.stack import SkillStack
 
 TEXTS = ["class0 of the", "a class1 and in it was", "", "row unknown words only here"]
 
@@ -184,13 +183,6 @@ def test_nf4_gradient_is_that_of_the_dequantized_model(model_dirs):
     torch.testing.assert_close(gradient(), before)
 
 
-def test_llama_default_learning_rate_is_the_published_one(backbone, monkeypatch):
-    for hidden, lr in ((384, 2e-3), (576, 5e-4), (2048, 2e-4)):
-        monkeypatch.setattr(backbone.model.config, "hidden_size", hidden)
-        assert backbone.lr == lr
-    assert RunConfig().lr is None
-
-
 def test_embed_pools_the_frozen_model_and_each_text_once(backbone, monkeypatch):
     backbone.attach(4, 8)
     before = backbone.embed(["class1 of the", "to"])
@@ -211,3 +203,79 @@ def test_embed_pools_the_frozen_model_and_each_text_once(backbone, monkeypatch):
 
 def test_half_an_emoji_is_read(backbone):
     assert np.isfinite(backbone.embed(["\ud83d", ""])).all()
+
+
+# ------------------------------------------------------------------ the slot and other positions
+
+
+def test_without_adapter_holds_for_a_slot_that_is_made_inside(backbone):
+    before = backbone.embed(["class1 of"])
+    ids = torch.from_numpy(backbone.encode(["class1 of"], 64)[0].astype(np.int64))[None]
+    mask = torch.ones_like(ids)
+    with torch.inference_mode():
+        frozen = backbone.features(ids, mask)
+    with backbone.without_adapter(), torch.no_grad():
+        backbone.attach(4, 8)
+        for parameter in backbone.lora_parameters.values():
+            parameter += 1.0
+        assert torch.equal(backbone.features(ids, mask), frozen)
+    with torch.inference_mode():
+        assert not torch.equal(backbone.features(ids, mask), frozen)
+    backbone.forget()
+    assert np.array_equal(backbone.embed(["class1 of"]), before)
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+
+
+def test_a_text_longer_than_the_model_has_positions_for_is_refused(backbone):
+    assert backbone.max_positions == 64
+    with pytest.raises(SkillStackError, match="max_length=65, but .* has 64 positions"):
+        backbone.encode(["a"], 65)
+
+
+def test_roberta_counts_positions_from_its_padding_token(tmp_path, model_dirs):
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    AutoTokenizer.from_pretrained(model_dirs["bert"]).save_pretrained(tmp_path)
+    size = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
+    config = RobertaConfig(**size, vocab_size=200, max_position_embeddings=34, pad_token_id=1)
+    RobertaModel(config).save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), device="cpu")
+    assert backbone.max_positions == 32
+    assert np.isfinite(backbone.embed(["the " * 50])).all()
+    with pytest.raises(SkillStackError, match="33, but .* has 32 positions"):
+        backbone.encode(["a"], 33)
+
+
+def test_the_token_cache_keeps_to_its_size(backbone, monkeypatch):
+    monkeypatch.setattr(backbones, "_CACHED_TEXTS", 10)
+    for i in range(30):
+        backbone.encode([f"the {i}"], 8)
+        backbone.encode([f"of {i}"], 8, middle=True)
+        assert len(backbone._tokens) <= 10
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json", "model.safetensors"])
+def test_the_revision_of_a_folder_is_what_answers_depend_on(file, model_dirs, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(model_dirs["bert"], tmp_path / "model")
+    first = load_backbone(str(folder), device="cpu")
+    (folder / "README.md").write_text("other words")
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    other = load_backbone(str(moved), device="cpu")
+    assert other.revision == first.revision and other.differs_from(first.identity()) is None
+    if file == "model.safetensors":
+        first.model.embeddings.word_embeddings.weight.data += 1
+        first.model.save_pretrained(folder)
+    else:  # the same words with other ids; another field
+        text = (folder / file).read_text()
+        text = text.replace('"of"', '"fo"') if file == "tokenizer.json" else text + " "
+        (folder / file).write_text(text)
+    changed = load_backbone(str(folder), device="cpu")
+    assert changed.differs_from(other.identity()) == "revision"
+
+
+def test_a_message_that_only_holds_401_is_not_called_gated():
+    assert "licence" not in backbones._explain("x", OSError("file 4015, aggregated size 401"))
+    words = "401 Client Error. Cannot access gated repo for url"
+    assert "is gated: accept its licence" in backbones._explain("x", OSError(words))

@@ -1,7 +1,9 @@
 """BitStack on a tiny local model: what is locked, and that nothing moves it."""
 
 import gc
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +12,13 @@ import weakref
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from skillstack_helpers import SkillStackError
 from skillstack_helpers.bitstack import BitStack, kth_largest, pack, unpack, zero_locked
@@ -288,7 +292,7 @@ def test_restore_is_exact():
     assert_kept(bitstack, before)
 
 
-def test_the_trainer_and_its_callback(model_dirs, tmp_path):
+def test_the_trainer_needs_no_callback(model_dirs, tmp_path):
     from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
     model = AutoModelForSequenceClassification.from_pretrained(model_dirs["bert"])
@@ -302,8 +306,7 @@ def test_the_trainer_and_its_callback(model_dirs, tmp_path):
         per_device_train_batch_size=4, gradient_accumulation_steps=2, use_cpu=True,
         save_strategy="no", disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
-    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[bitstack.callback()])
-    trainer.train()
+    Trainer(model, arguments, train_dataset=rows).train()
     assert_kept(bitstack, before)
 
 
@@ -455,6 +458,45 @@ def test_damaged_or_foreign_files_are_one_line(tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other")
     with pytest.raises(SkillStackError, match="holds no BitStack"):
         BitStack.load(tmp_path / "other", Tiny())
+
+
+MASK, VALUES = "0:body.weight", "values:body.weight"
+DAMAGE = {  # to what the file says and to its tensors
+    "unknown name": lambda f, t: t.update({"0:body.wait": t.pop(MASK)}),
+    "no values": lambda f, t: t.pop(VALUES),
+    "fewer values": lambda f, t: t.update({VALUES: t[VALUES][:-1]}),
+    "more values": lambda f, t: t.update({VALUES: torch.cat([t[VALUES]] * 2)}),
+    "short mask": lambda f, t: t.update({MASK: t[MASK][:-1]}),
+    "long mask": lambda f, t: t.update({MASK: torch.cat([t[MASK]] * 2)}),
+    "mask of floats": lambda f, t: t.update({MASK: t[MASK].float()}),
+    "a task less": lambda f, t: f.update(tasks=[]),
+    "no tasks": lambda f, t: f.pop("tasks"),
+    "tasks a number": lambda f, t: f.update(tasks=1),
+    "shapes a list": lambda f, t: f.update(shapes=[]),
+    "bad pattern": lambda f, t: f.update(exclude=["("]),
+    "bad sparsity": lambda f, t: f.update(sparsity=2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_one_line_and_leaves_the_model_alone(tmp_path, damage):
+    bitstack = BitStack(Tiny(), sparsity=0.5)
+    bitstack.update(batches())
+    path = bitstack.save(tmp_path / "masks.safetensors")
+    with safetensors.safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["bitstack"])
+    tensors = safetensors.torch.load_file(path)
+    DAMAGE[damage](facts, tensors)
+    safetensors.torch.save_file(tensors, path, {"bitstack": json.dumps(facts)})
+    model = Tiny(seed=3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer_hooks = len(_global_optimizer_post_hooks)
+    with pytest.raises(SkillStackError, match=re.escape(str(path))) as raised:
+        BitStack.load(path, model)
+    assert "\n" not in str(raised.value)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+    assert len(_global_optimizer_post_hooks) == optimizer_hooks
 
 
 SAVER = """

@@ -16,7 +16,13 @@ import papermill
 import pytest
 from conftest import ROOT
 
-from skillstack_helpers import widgets
+from skillstack_helpers.lab import views, widgets
+from skillstack_helpers.lab.experiment import (
+    load_rows,
+    newest_stack,
+    open_stack,
+    stack_routers,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 if CHROMIUM is None and not os.environ.get("CI"):
@@ -123,10 +129,12 @@ def wait_for_line(page, words: str) -> None:
     page.locator(".said", has_text=words).wait_for()
 
 
-def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path):
-    folder = widgets.newest_stack(demo)
-    stack = widgets.open_stack(folder)
-    routers = widgets.stack_routers(stack, folder)
+def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, data_dir, tmp_path):
+    from playwright.sync_api import expect
+
+    folder = newest_stack(demo)
+    stack = open_stack(folder)
+    routers = stack_routers(stack, folder)
     page.goto(inspect, wait_until="commit")
     wait_for_line(page, f"{len(stack)} frames on")
     assert page.locator("select").first.input_value()  # the stack that is open
@@ -136,9 +144,9 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
     page.get_by_role("button", name="Answer", exact=True).click()
     for name in ("hybrid_chain", "centroid", "hybrid_chain"):
         shown(page, "router").select_option(name)
-        steps = widgets.walk_table(routers[name], text)
+        steps = views.walk_table(routers[name], text)
         (who,) = steps.index[steps["step"].str.startswith("answers")]
-        ours = widgets.ask(stack, text, [who]).loc[who]
+        ours = views.ask(stack, text, [who]).loc[who]
         title = f"The scores of {name}"
         page.get_by_text(title).wait_for()
         page.locator("table.answers").wait_for()
@@ -154,6 +162,20 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, tmp_path)
     picture = ROOT / "docs" / "inspector.png" if DEMO else tmp_path / "inspector.png"
     page.locator(".skillstack-inspector").screenshot(path=picture)
     assert picture.stat().st_size > 20_000
+
+    rows = [load_rows(frame, None if DEMO else data_dir) for frame in stack.frames]
+    routed = views.routed_frames(routers["hybrid_chain"], rows, widgets.ROUTED_ROWS)
+    table, last = views.confusion_table(routed), stack.frames[-1].name
+    page.get_by_role("tab", name="Router").click()
+    page.get_by_role("button", name="Route evaluation texts of every task").click()
+    wait_for_line(page, f"{100 * routed['right'].mean():.1f} % to their own frame")
+    shown(page, "task").select_option(last)
+    cells = [f"{name} ({n})" for name, n in table.loc[last].items() if n]
+    expect(shown(page, "sent to").locator("option")).to_have_text(cells)
+    shown(page, "sent to").select_option(index=len(cells) - 1)
+    found = views.examples_in_cell(routed, last, cells[-1].split(" (")[0])["text"]
+    page.get_by_role("cell", name=found[0][:40]).first.wait_for()
+    page.get_by_role("tab", name="Ask").click()
 
     shown(page, "threshold").fill("99")
     shown(page, "threshold").press("Enter")

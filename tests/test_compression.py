@@ -1,3 +1,5 @@
+"""Every way to make a stack smaller: what it keeps, what it saves, and the way back."""
+
 import dataclasses
 import json
 import os
@@ -14,27 +16,41 @@ from hypothesis import strategies as st
 
 from skillstack_helpers import SkillStackError, compression
 from skillstack_helpers.backbones import load_backbone
-from skillstack_helpers.compression import Answers
-from skillstack_helpers.config import RunConfig
-from skillstack_helpers.frames import SkillStack, digest
+from skillstack_helpers.config import TrainingConfig
+from skillstack_helpers.files import digest
 from skillstack_helpers.routers import HybridSVMRouter
+from skillstack_helpers.stack import SkillStack
 from skillstack_helpers.tasks import load_task
 
 SENTIMENT = ("imdb", "yelp", "sst2")
 TASKS = ("imdb", "yelp", "qqp", "sst2", "agnews")
 
 
+def load_rows(data_dir):
+    return [load_task(n, 6, 40, 8, seed=0, source="folder", data_dir=data_dir) for n in TASKS]
+
+
+def grown(model, rows, epochs=2):
+    config = TrainingConfig(epochs=epochs, lr=1e-2, batch_size=4, lora_r=4, max_length=32, seed=3)
+    stack = SkillStack(load_backbone(str(model), device="cpu"))
+    for data in rows:
+        stack.grow(data, config)
+    return stack
+
+
+def routing(rows, part=slice(0, 20)):
+    texts = [text for data in rows for text in data.texts("router")[part]]
+    return texts, [data.name for data in rows for _ in data.texts("router")[part]]
+
+
 @pytest.fixture(scope="module")
 def rows(data_dir):
-    return [load_task(n, 6, 40, 8, seed=0, source="folder", data_dir=data_dir) for n in TASKS]
+    return load_rows(data_dir)
 
 
 @pytest.fixture(scope="module")
 def saved(model_dirs, rows, tmp_path_factory):
-    config = RunConfig(epochs=2, lr=1e-2, batch_size=4, lora_r=4, max_length=32, seed=3)
-    stack = SkillStack(load_backbone(str(model_dirs["bert"]), device="cpu"))
-    for data in rows:
-        stack.grow(data, config)
+    stack = grown(model_dirs["bert"], rows)
     stack.save_pretrained(tmp_path_factory.mktemp("stacks") / "stack")
     return stack
 
@@ -69,7 +85,7 @@ def test_a_dropped_frame_is_answered_for(stack, rows, tmp_path):
     np.testing.assert_array_equal(redirected.probabilities, direct.probabilities)
     assert [f.name for f in small.chain()] == ["agnews", "sst2", "qqp", "imdb"]
     smaller = compression.drop(small, "imdb", to="sst2")
-    assert smaller["yelp"].name == "sst2"  # a stand-in may be dropped in its turn
+    assert smaller["yelp"].name == "sst2"  # a substitute may be dropped in its turn
     smaller.save_pretrained(tmp_path / "small")
     again = SkillStack.from_pretrained(tmp_path / "small", stack.backbone)
     again.verify()
@@ -99,7 +115,7 @@ def test_a_compressed_stack_grows(stack, rows, data_dir, config):
 def test_bad_drops(stack):
     with pytest.raises(SkillStackError, match="unknown frame 'yalp'"):
         compression.drop(stack, "yalp", to="imdb")
-    with pytest.raises(SkillStackError, match="cannot stand in for itself"):
+    with pytest.raises(SkillStackError, match="cannot substitute for itself"):
         compression.drop(stack, "yelp", to="yelp")
     small = compression.drop(stack, "yelp", to="imdb")
     for name, to in (("yelp", "sst2"), ("sst2", "yelp")):
@@ -161,7 +177,8 @@ WAYS = {
 NEW_PROCESS = """
 import json, sys
 from conftest import *
-from skillstack_helpers.frames import SkillStack, digest
+from skillstack_helpers.files import digest
+from skillstack_helpers.stack import SkillStack
 root, model, data_dir = sys.argv[1:]
 backbone = load_backbone(model, device="cpu")
 out = {}
@@ -179,11 +196,7 @@ print(json.dumps(out))
 def test_compressed_stacks_answer_the_same_in_a_new_process(
     model_dirs, rows, data_dir, tmp_path, kind
 ):
-    config = RunConfig(epochs=1, lr=1e-2, batch_size=4, lora_r=4, max_length=32, seed=3)
-    backbone = load_backbone(str(model_dirs[kind]), device="cpu")
-    stack = SkillStack(backbone)
-    for data in rows:
-        stack.grow(data, config)
+    stack = grown(model_dirs[kind], rows, epochs=1)
     before = {data.name: logits(stack, rows, data.name) for data in rows}
     expected = {}
     for way, compress in WAYS.items():
@@ -274,11 +287,17 @@ def test_merges_that_make_no_sense_are_refused(stack, model_dirs, rows, config, 
         merge(stack, ["imdb", "yelp"], "ties", density=0)
     with pytest.raises(SkillStackError, match="'imdb' has no adapter of its own to merge"):
         merge(compression.int8(stack), ["imdb", "yelp"])
+    # yelp reads imdb's adapter, so imdb must not get another one, whatever its shape
+    square = [dataclasses.replace(f, training=f.training | {"lora_alpha": 4}) for f in stack.frames]
+    merged = merge(stack.copy(square), ["imdb", "yelp"])
+    assert merged["imdb"].slot == merged["sst2"].slot
+    with pytest.raises(SkillStackError, match="'imdb' has no adapter of its own to merge"):
+        merge(merged, ["imdb", "sst2"])
     fewer = {n: t for n, t in stack["yelp"].weights().lora.items() if "query" not in n}
     frame = dataclasses.replace(
         stack["yelp"], _weights=stack["yelp"].weights()._replace(lora=fewer)
     )
-    other = compression._copy(stack, [frame if f.name == "yelp" else f for f in stack.frames])
+    other = stack.copy([frame if f.name == "yelp" else f for f in stack.frames])
     with pytest.raises(SkillStackError, match="'imdb' and 'yelp' differ in targets"):
         merge(other, ["imdb", "yelp"])
     monkeypatch.setattr(stack.backbone, "quantize", "nf4")
@@ -299,7 +318,7 @@ def test_lower_rank_keeps_the_energy_with_the_smallest_rank(saved, seed, energy)
         for name, tensor in old.weights().lora.items()
     }
     frame = dataclasses.replace(old, _weights=old.weights()._replace(lora=lora))
-    single = compression._copy(saved, [frame])
+    single = saved.copy([frame])
     lower = compression.lower_rank(single, energy)["imdb"]
     before, after = updates(frame), updates(lower)
     total = sum(float((m**2).sum()) for m in before.values())
@@ -360,6 +379,8 @@ def test_bad_sizes(stack):
         compression.shared_basis(stack, 21)
     with pytest.raises(SkillStackError, match="two frames or more, got 1"):
         compression.shared_basis(stack, 1, names=["imdb"])
+    with pytest.raises(SkillStackError, match="rounds must be at least 1, got 0"):
+        compression.shared_basis(stack, 1, rounds=0)
     packed = compression.int8(stack)
     with pytest.raises(SkillStackError, match="frame 'imdb' is packed already"):
         compression.lower_rank(packed, names=["imdb"])
@@ -419,6 +440,31 @@ def test_undo_of_a_merge_and_in_order(stack, rows, tmp_path):
         assert logits(back, rows, name) == stack[name].metrics["logits_sha256"]
 
 
+def test_undo_keeps_a_frame_and_the_adapter_it_shares_together(stack, rows, tmp_path):
+    merged = compression.merge(stack, ["imdb", "yelp"])
+    merged.save_pretrained(tmp_path / "merged")
+    expected = logits(merged, rows, "yelp")
+    dropped = compression.drop(merged, "yelp", "imdb")
+    for n, later in enumerate(
+        (compression.int8(dropped), compression.drop(dropped, "imdb", "sst2"))
+    ):
+        back = compression.undo(later, "yelp")  # it reads imdb's adapter, which must be there
+        assert [d.get("undone", False) for d in back.decisions] == [False, True, True]
+        back.save_pretrained(tmp_path / str(n))
+        again = SkillStack.from_pretrained(tmp_path / str(n), stack.backbone)
+        again.verify()
+        assert logits(again, rows, "yelp") == expected
+
+
+def test_a_frame_that_comes_back_is_not_the_latest(stack, config, data_dir):
+    small = compression.drop(stack, "agnews", to="sst2")
+    new = load_task("rotten_tomatoes", 6, 12, 8, seed=0, source="folder", data_dir=data_dir)
+    small.grow(new, dataclasses.replace(config, lora_r=4))
+    back = compression.undo(small, "agnews")
+    assert [f.name for f in back.frames] == [*TASKS, "rotten_tomatoes"]
+    assert [f.name for f in back.chain()] == [f.name for f in small.chain()]
+
+
 def test_undo_wants_the_very_frame(stack, model_dirs, rows, config, tmp_path):
     small = compression.drop(stack, "yelp", "imdb")
     other = SkillStack(stack.backbone)
@@ -435,166 +481,14 @@ def test_undo_wants_the_very_frame(stack, model_dirs, rows, config, tmp_path):
         compression.undo(small, "yelp")
 
 
-# ------------------------------------------------------------------ the rule
+# ------------------------------------------------------------------ looking in
 
 
-def routing(rows, part=slice(0, 20)):
-    texts = [text for data in rows for text in data.texts("router")[part]]
-    return texts, [data.name for data in rows for _ in data.texts("router")[part]]
-
-
-@pytest.fixture
-def evidence(rows):
-    router = HybridSVMRouter().fit(*routing(rows))
-    choice = Answers.of(rows, "router", slice(0, 20))
-    return router, choice, Answers.of(rows, "router", slice(20, None))
-
-
-def test_paired_loss_by_hand():
-    tasks = np.array(["a"] * 8 + ["b"] * 4, dtype=object)
-    before = np.array([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 0], dtype=bool)
-    after = np.array([0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1, 0], dtype=bool)
-    touched = tasks == "a"
-    loss = compression.paired_loss(before, after, tasks, touched)
-    assert (loss.losses, loss.gains) == (2, 1)
-    assert loss.total == pytest.approx((2 - 1) / 10)
-    assert loss.variance == pytest.approx((2 + 1 + 1 - 1 / 10) / 100)
-    assert loss.upper(2, 0.5) == pytest.approx(0.05)  # the median: no margin
-    assert loss.upper(2, 0.95) == pytest.approx(0.05 + 1.6448536 * 0.039**0.5 / 2)
-    nothing = compression.paired_loss(before, before, tasks, np.zeros(12, bool))
-    assert nothing == (0, 0, 0, 0)
-    quiet = compression.paired_loss(before, before, tasks, touched)
-    assert quiet.total == 0 and quiet.upper(2, 0.95) > 0  # no loss seen is no proof
-
-
-def test_no_frame_is_asked_twice_about_a_text(stack, rows, evidence, monkeypatch):
-    asked = []
-    predict = SkillStack.predict
-
-    def counting(self, texts, frame, head=None):
-        asked.extend((text, frame) for text in texts)
-        return predict(self, texts, frame, head)
-
-    monkeypatch.setattr(SkillStack, "predict", counting)
-    compression.prune(stack, *evidence, max_loss_pp=100, merge_by=None)
-    assert asked and len(set(asked)) == len(asked)
-    # a frame that does not know a task's labels is never asked about it
-    assert not [1 for text, frame in asked if "agnewsword" in text and frame != "agnews"]
-
-
-def test_prune_with_any_loss_allowed_leaves_one_frame_a_family(stack, evidence, tmp_path):
-    small = compression.prune(stack, *evidence, max_loss_pp=100)
-    kept = [f.name for f in small.frames]
-    assert len(kept) == 3 and {"qqp", "agnews"} < set(kept)
-    kinds = [decision["kind"] for decision in small.decisions]
-    assert kinds == ["reuse", "reuse", "keep", "keep", "keep"]
-    assert small.decisions[-1] == {
-        "kind": "keep",
-        "frames": ["agnews"],
-        "reason": "no other frame has these labels",
-    }
-    first = small.decisions[0]
-    assert first["accepted"] and first["rows"] == 100 and first["tasks"] == 5
-    assert first["loss_pp"] <= first["upper_pp"] <= 100
-    small.save_pretrained(tmp_path / "small")
-    again = SkillStack.from_pretrained(tmp_path / "small", stack.backbone)
-    assert again.decisions == small.decisions
-
-
-def test_prune_drops_nothing_without_evidence(stack, evidence):
-    """Twenty rows a task cannot show a loss below a tenth of a point; nothing is risked."""
-    small = compression.prune(stack, *evidence, max_loss_pp=0.1)
-    tried = [d for d in small.decisions if "by" in d]
-    refused = [d for d in tried if d["kind"] == "keep"]
-    assert refused and all(d["upper_pp"] > 0.1 and not d["accepted"] for d in refused)
-    assert all(d["upper_pp"] <= 0.1 for d in tried if d["kind"] != "keep")
-    wide = compression.prune(stack, *evidence, max_loss_pp=0.1, confidence=1 - 1e-9)
-    assert [f.name for f in wide.frames] == list(TASKS) and not wide.dropped
-
-
-def test_the_bound_is_kept_where_stand_ins_are_bad(stack, rows, evidence):
-    """Heads turned round: every frame answers the opposite of its siblings."""
-    turned = stack["yelp"].weights()
-    head = {key: tensor.flip(0).contiguous() for key, tensor in turned.head.items()}
-    frame = dataclasses.replace(
-        stack["yelp"], _weights=turned._replace(head=head), folder=None, sha256={}
-    )
-    other = compression._copy(stack, [frame if f.name == "yelp" else f for f in stack.frames])
-    held_back = evidence[2]
-    router = evidence[0]
-    small = compression.prune(other, *evidence, max_loss_pp=5)
-    picks = router.predict(held_back.texts)
-    before = held_back.accuracy(held_back.right(other, picks)).mean()
-    after = held_back.accuracy(held_back.right(small, picks)).mean()
-    assert before - after <= 0.05
-    assert small["yelp"].name != "imdb" or before <= after
-
-
-def test_bounds_add_up_over_decisions(stack, evidence):
-    small = compression.prune(stack, *evidence, max_loss_pp=100)
-    steps = [d for d in small.decisions if d["kind"] == "reuse"]
-    assert sum(d["total"] for d in steps) / 5 * 100 == pytest.approx(steps[-1]["loss_pp"])
-    # a second call starts from what the first one spent
-    again = compression.prune(small, *evidence, max_loss_pp=100)
-    assert [f.name for f in again.frames] == [f.name for f in small.frames]
-    rule = compression._Rule(small, *evidence, 100, 0.95)
-    assert rule.spent.total == pytest.approx(sum(d["total"] for d in steps))
-    # what was refused was not spent, and does not stand in the way of a later call
-    strict = compression.prune(stack, *evidence, max_loss_pp=0.0, confidence=1 - 1e-9)
-    assert any(d["kind"] == "keep" and d.get("total") for d in strict.decisions)
-    assert compression._Rule(strict, *evidence, 100, 0.95).spent == (0, 0, 0, 0)
-    later = compression.prune(strict, *evidence, max_loss_pp=100)
-    assert [f.name for f in later.frames] == [f.name for f in small.frames]
-
-
-def test_admit_one_frame_after_another(stack, rows, evidence):
-    online = SkillStack(stack.backbone)
-    for i, frame in enumerate(stack.frames):
-        router = HybridSVMRouter().fit(*routing(rows[: i + 1]))
-        online = compression.admit(online, frame, router, *evidence[1:], max_loss_pp=100)
-    assert len(online.frames) == 3
-    assert set(online.dropped) | {f.name for f in online.frames} == set(TASKS)
-    assert [d["tasks"] for d in online.decisions if d["kind"] == "reuse"] == [2, 4]
-    with pytest.raises(SkillStackError, match="'imdb' is already in the stack"):
-        compression.admit(online, stack["imdb"], *evidence)
-    with pytest.raises(SkillStackError, match="its parent 'agnews' is unknown"):
-        orphan = dataclasses.replace(stack["qqp"], name="late", parent="agnews")
-        compression.admit(SkillStack(stack.backbone), orphan, *evidence)
-
-
-def test_int8_is_the_last_step_of_the_rule(stack, evidence):
-    small = compression.prune(stack, *evidence, max_loss_pp=100, pack=True)
-    assert all(f.storage["format"] == "int8" for f in small.frames)
-    assert [d["kind"] for d in small.decisions][:3] == ["reuse", "reuse", "int8"]
-
-
-def test_the_rule_refuses_bad_input(stack, rows, evidence):
-    router, choice, _ = evidence
-    with pytest.raises(SkillStackError, match="confidence must be between"):
-        compression.prune(stack, *evidence, confidence=1.0)
-    with pytest.raises(SkillStackError, match="max_loss_pp must not be negative"):
-        compression.prune(stack, *evidence, max_loss_pp=-1)
-    with pytest.raises(SkillStackError, match="held_back has no rows of task 'agnews'"):
-        compression.prune(stack, router, choice, Answers.of(rows[:4], "router"))
-
-
-def test_anchor_and_families(stack, rows):
+def test_families(stack):
     assert compression.families(stack) == [list(SENTIMENT)]
-    answers = Answers.of(rows, "eval")
-    table = compression.transfer(stack, answers, SENTIMENT)
-    for data in rows:
-        if data.name in SENTIMENT:
-            own = stack.evaluate(data).accuracy
-            assert table.loc[data.name, data.name] == pytest.approx(own)
-            assert own == pytest.approx(stack[data.name].metrics["accuracy"])
-    best = compression.choose_anchor(stack, SENTIMENT, answers)
-    assert table.mean(axis=1)[best] == table.mean(axis=1).max()
+    assert compression.families(compression.drop(stack, "yelp", "imdb")) == [["imdb", "sst2"]]
 
 
-def test_right_by_name_and_by_position(stack, rows):
-    answers = Answers.of(rows, "eval")
-    rows_qqp = np.flatnonzero(answers.tasks == "qqp")
-    assert not answers.right(stack, "imdb", rows_qqp).any()  # imdb cannot say "duplicate"
-    by_id = answers.right(stack, "imdb", rows_qqp, label_ids=True)
-    expected = stack.predict([answers.texts[i] for i in rows_qqp], "imdb").labels
-    np.testing.assert_array_equal(by_id, expected == answers.labels[rows_qqp])
+def test_a_folder_without_a_stack_has_no_size(tmp_path):
+    with pytest.raises(SkillStackError, match="stack.json is missing"):
+        compression.stored_bytes(tmp_path)

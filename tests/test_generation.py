@@ -8,9 +8,11 @@ from conftest import ANSWERS, edit_json, save_tiny_model
 
 from skillstack_helpers import SkillStackError, compression, generation, training
 from skillstack_helpers.backbones import load_backbone
-from skillstack_helpers.config import RunConfig
-from skillstack_helpers.frames import SkillStack, digest
+from skillstack_helpers.config import TrainingConfig
+from skillstack_helpers.files import digest
+from skillstack_helpers.heads import PromptHead, instruction
 from skillstack_helpers.routers import HybridSVMRouter
+from skillstack_helpers.stack import SkillStack
 from skillstack_helpers.tasks import load_task
 
 TASKS = ("imdb", "qqp")
@@ -21,13 +23,13 @@ def rows(data_dir):
     return [load_task(n, 8, 20, 6, seed=0, source="folder", data_dir=data_dir) for n in TASKS]
 
 
-CONFIG = RunConfig(epochs=3, lr=2e-2, batch_size=4, lora_r=4, max_length=48, seed=3)
+CONFIG = TrainingConfig(epochs=3, lr=2e-2, batch_size=4, lora_r=4, max_length=48, seed=3)
 
 
 def grow(folder, rows):
     stack = SkillStack(load_backbone(str(folder), device="cpu"))
     for data in rows:
-        stack.grow(data, CONFIG, prompt=generation.instruction(data.task))
+        stack.grow(data, CONFIG, prompt=instruction(data.task))
     return stack
 
 
@@ -48,10 +50,12 @@ def plain(stack):
     return PeftModel.from_pretrained(base, stack.frames[0].folder).eval()
 
 
+def head_of(stack, data):
+    return PromptHead(stack.backbone, data.task.label_names, stack[data.name].prompt)
+
+
 def prompts_of(stack, data):
-    return generation.encode_prompts(
-        stack.backbone, stack[data.name].prompt, data.texts("eval"), CONFIG.max_length
-    )
+    return head_of(stack, data).encode(data.texts("eval"), CONFIG.max_length)
 
 
 # ------------------------------------------------------------------ learning
@@ -64,12 +68,10 @@ def test_the_loss_is_on_the_answer_only(decoders, rows):
     backbone = load_backbone(str(decoders["llama"]), device="cpu")
     data = rows[1]  # the word for not_duplicate, "not duplicate", is two tokens
     config = dataclasses.replace(CONFIG, epochs=1, batch_size=len(data.train))
-    frame = SkillStack(backbone).grow(data, config, prompt=generation.instruction(data.task))
-    prompt = generation.instruction(data.task)
-    prompts = generation.encode_prompts(backbone, prompt, data.texts("train"), 48)
-    answers = [
-        generation.answer_ids(backbone, data.task.label_names[k]) for k in data.labels("train")
-    ]
+    frame = SkillStack(backbone).grow(data, config, prompt=instruction(data.task))
+    head = PromptHead(backbone, data.task.label_names, instruction(data.task))
+    prompts = head.encode(data.texts("train"), 48)
+    answers = [head.answer_ids(data.task.label_names[k]) for k in data.labels("train")]
     assert {len(answer) for answer in answers} == {2, 3}
     ids, mask = training.pad(
         [np.concatenate(p) for p in zip(prompts, answers, strict=True)], 0, "cpu"
@@ -87,7 +89,7 @@ def test_frames_learn_and_link(stack, rows):
     assert np.mean(losses[-4:]) < 0.97 * np.mean(losses[:4])
     for data in rows:
         frame = stack[data.name]
-        assert frame.weights().head == {} and frame.prompt == generation.instruction(data.task)
+        assert frame.weights().head == {} and frame.prompt == instruction(data.task)
     assert [frame.name for frame in stack.chain()] == ["qqp", "imdb"]
 
 
@@ -115,12 +117,13 @@ def test_writing_is_what_plain_transformers_writes(stack, plain, rows):
 
 def test_choice_scores_are_the_answers_log_probabilities(stack, plain, rows):
     labels = ("negative", "positive", "not duplicate")
-    prompts = prompts_of(stack, rows[0])[:4]
-    stack.activate(stack["imdb"])
-    scores = generation.choice_scores(stack.backbone, labels, prompts)
-    for i, row in enumerate(prompts):
+    stack.activate("imdb")
+    head = PromptHead(stack.backbone, labels, stack["imdb"].prompt)
+    texts = rows[0].texts("eval")[:4]
+    scores = head.scores(texts, CONFIG.max_length)
+    for i, row in enumerate(head.encode(texts, CONFIG.max_length)):
         for k, label in enumerate(labels):
-            answer = torch.from_numpy(generation.answer_ids(stack.backbone, label)).long()
+            answer = torch.from_numpy(head.answer_ids(label)).long()
             ids = torch.cat([torch.from_numpy(row).long(), answer])[None]
             with torch.inference_mode():
                 logs = plain(input_ids=ids).logits[0].log_softmax(-1)
@@ -129,14 +132,9 @@ def test_choice_scores_are_the_answers_log_probabilities(stack, plain, rows):
 
 
 def test_batch_size_changes_nothing(stack, rows):
-    data, texts = rows[0], rows[0].texts("eval")
-    stack.activate(stack["imdb"])
-    scores = [
-        generation.choice_scores(
-            stack.backbone, data.task.label_names, prompts_of(stack, data), batch_size=size
-        )
-        for size in (1, 5, 32)
-    ]
+    texts = rows[0].texts("eval")
+    head = stack.activate("imdb")
+    scores = [head.scores(texts, CONFIG.max_length, batch_size=size) for size in (1, 5, 32)]
     for other in scores[1:]:
         np.testing.assert_allclose(other, scores[0], atol=1e-4)
     written = [generation.generate(stack, texts, "imdb", batch_size=size) for size in (1, 5, 32)]
@@ -184,7 +182,7 @@ def test_routers_and_answers_work_as_with_heads(stack, rows):
 def test_heads_and_prompts_in_one_stack(decoders, rows):
     stack = SkillStack(load_backbone(str(decoders["llama"]), device="cpu"))
     stack.grow(rows[0], CONFIG)
-    stack.grow(rows[1], CONFIG, prompt=generation.instruction(rows[1].task))
+    stack.grow(rows[1], CONFIG, prompt=instruction(rows[1].task))
     for data in rows:
         assert digest(stack.evaluate(data).logits) == stack[data.name].metrics["logits_sha256"]
     with pytest.raises(SkillStackError, match="'imdb' has a head and writes nothing"):
@@ -195,34 +193,36 @@ def test_heads_and_prompts_in_one_stack(decoders, rows):
 
 
 def test_a_long_text_loses_its_middle_and_nothing_else(stack):
-    backbone, prompt = stack.backbone, "Choose : {text} Label :"
+    backbone = stack.backbone
+    head = PromptHead(backbone, ("good", "bad"), "Choose : {text} Label :")
     text = "good " + "the " * 200 + "Question : class3 ?"
-    (row,) = generation.encode_prompts(backbone, prompt, [text], 30)
+    (row,) = head.encode([text], 30)
     words = backbone.tokenizer.decode(row).split()
     assert len(row) == 30
     assert words[:3] == ["Choose", ":", "good"]
     assert words[-6:] == ["Question", ":", "class3", "?", "Label", ":"]
-    (short,) = generation.encode_prompts(backbone, prompt, ["good bad"], 30)
+    (short,) = head.encode(["good bad"], 30)
     assert backbone.tokenizer.decode(short).split() == "Choose : good bad Label :".split()
 
 
 def test_context_stands_before_the_text_with_room_of_its_own(stack):
-    backbone, prompt = stack.backbone, "Choose : {text} Label :"
+    backbone = stack.backbone
+    head = PromptHead(backbone, ("good", "bad"), "Choose : {text} Label :")
     context = ["bad Label : negative", "the " * 500]
-    one, two = generation.encode_prompts(backbone, prompt, ["good", "good"], 30, context)
+    one, two = head.encode(["good", "good"], 30, context)
     words = backbone.tokenizer.decode(one).split()
     assert words == "Choose : bad Label : negative good Label :".split()
     assert len(two) == 5 + 30
 
 
-def test_recall_finds_the_similar_text_and_puts_it_last():
+def test_retrieval_finds_the_similar_text_and_puts_it_last():
     memory = ["cats sleep all day", "stocks fell in london", "dogs bark at cats"]
-    (context,) = generation.recall(memory, ["a", "b", "c"], ["stocks rose in london"], k=2)
+    (context,) = generation.retrieve(memory, ["a", "b", "c"], ["stocks rose in london"], k=2)
     assert context.endswith("stocks fell in london\nLabel: b\n\n")
-    (cut,) = generation.recall(memory, ["a", "b", "c"], ["stocks"], k=1, words=2)
+    (cut,) = generation.retrieve(memory, ["a", "b", "c"], ["stocks"], k=1, words=2)
     assert cut == "stocks fell\nLabel: b\n\n"
     with pytest.raises(SkillStackError, match=r"k must be in 1 \.\. 3 texts in memory, got 4"):
-        generation.recall(memory, ["a", "b", "c"], ["x"], k=4)
+        generation.retrieve(memory, ["a", "b", "c"], ["x"], k=4)
 
 
 def test_answers_are_read_and_not_guessed():
@@ -246,7 +246,7 @@ def test_answers_are_read_and_not_guessed():
 
 
 def test_who_cannot_write_is_told_so(model_dirs, decoders, rows, tmp_path):
-    prompt = generation.instruction(rows[0].task)
+    prompt = instruction(rows[0].task)
     stack = SkillStack(load_backbone(str(model_dirs["bert"]), device="cpu"))
     no_end = load_backbone(str(model_dirs["gpt2"]), device="cpu")
     untied = save_tiny_model(tmp_path / "untied", "llama", ANSWERS, tie_word_embeddings=False)

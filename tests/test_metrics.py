@@ -19,13 +19,6 @@ def test_worked_by_hand():
     assert metrics.forgetting(ACC) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.6)) / 2)
 
 
-def test_forward_transfer_by_hand():
-    full = np.array([[0.8, 0.6, 0.5], [0.9, 0.8, 0.7], [0.5, 0.6, 0.9]])
-    value = metrics.forward_transfer(full, [0.5, 0.5, 0.25])
-    assert value == pytest.approx(((0.6 - 0.5) + (0.7 - 0.25)) / 2)
-    assert math.isnan(metrics.forward_transfer(ACC, [0.5, 0.5, 0.25]))  # not measured
-
-
 def test_forgetting_can_be_negative():
     assert metrics.forgetting([[0.5, NAN], [0.7, 0.9]]) == pytest.approx(-0.2)
 
@@ -62,19 +55,28 @@ def test_calibration_error_by_hand():
 
 
 def test_bootstrap_interval_holds_the_mean_and_repeats():
-    values = [0.5, 0.75, 1.0]
+    values = np.linspace(0.5, 1.0, 9)
     low, high = metrics.bootstrap_interval(values)
-    assert 0.5 <= low < 0.75 < high <= 1.0
+    assert 0.5 < low < 0.75 < high < 1.0
     assert (low, high) == metrics.bootstrap_interval(values)
-    assert all(map(math.isnan, metrics.bootstrap_interval([0.5])))
+    assert all(map(math.isnan, metrics.bootstrap_interval([*values, NAN])))
 
 
-def test_pareto_front_by_hand():
-    cost, gain = [1, 2, 3, 2, 1], [5, 7, 7, 6, 4]
-    assert metrics.pareto_front(cost, gain).tolist() == [True, True, False, False, False]
-    assert metrics.pareto_front([1, 1], [2, 2]).tolist() == [True, True]  # neither beats the other
-    with pytest.raises(SkillStackError, match="does not fit"):
-        metrics.pareto_front([1], [1, 2])
+@given(st.lists(st.floats(0, 1), max_size=metrics.LEAST_VALUES - 1))
+def test_few_values_have_a_range_and_no_interval(values):
+    """Two or three seeds cannot show a 95 % interval: their bootstrap is their range."""
+    assert all(map(math.isnan, metrics.bootstrap_interval(values)))
+    if len(values) > 1:
+        assert metrics.seed_range(values) == (min(values), max(values))
+    else:
+        assert all(map(math.isnan, metrics.seed_range(values)))
+
+
+def test_the_range_of_seeds_needs_all_of_them():
+    assert all(map(math.isnan, metrics.seed_range([0.5, NAN, 1.0])))
+    for function in (metrics.seed_range, metrics.bootstrap_interval):
+        with pytest.raises(SkillStackError, match="one-dimensional, got shape \\(2, 1\\)"):
+            function([[0.5], [0.6]])
 
 
 def test_reliability_curve_by_hand():
@@ -82,3 +84,19 @@ def test_reliability_curve_by_hand():
     assert curve[8] == pytest.approx([0.9, 0.5, 2])
     assert curve[5] == pytest.approx([0.6, 1.0, 1])
     assert curve[:, 2].sum() == 3 and np.isnan(curve[0, :2]).all()
+
+
+@pytest.mark.parametrize(
+    "probabilities, labels, bins, words",
+    [
+        ([[0.5, 0.5]], [0], 0, "bins must be at least 1, got 0"),
+        ([[1.5, -0.5]], [0], 15, "probabilities must be in"),
+        ([[NAN, 0.5]], [0], 15, "probabilities must be in"),
+        ([[0.5, 0.5]], [0, 1], 15, "do not fit labels"),
+        ([0.5, 0.5], [0, 1], 15, "do not fit labels"),
+    ],
+)
+def test_bad_probabilities_are_one_line(probabilities, labels, bins, words):
+    for function in (metrics.calibration_error, metrics.reliability_curve):
+        with pytest.raises(SkillStackError, match=words):
+            function(probabilities, labels, bins)

@@ -10,13 +10,16 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
 
-from skillstack_helpers import results
-from skillstack_helpers.baselines import METHODS
-from skillstack_helpers.routers import ROUTERS
+from skillstack_helpers.lab import runs
+from skillstack_helpers.lab.parameters import METHODS, ROUTERS
+
+sys.path.insert(0, str(ROOT / "results"))
+import report
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -24,11 +27,28 @@ ENV["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PAT
 TINY = {"n_train": 4, "n_router": 16, "n_eval": 4, "epochs": 1, "max_length": 32}
 
 
-def papermill(name, out, cwd=ROOT / "notebooks", data_dir=None, **parameters):
+def cells_twice(name, out, parameters) -> Path:
+    """The notebook with its cells from the parameters on once more, for another seed."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    tags = [c.metadata.get("tags", []) for c in notebook.cells]
+    first = next(i for i, tag in enumerate(tags) if "parameters" in tag)
+    again = [nbformat.v4.new_code_cell(c.source) for c in notebook.cells[first:]
+             if c.cell_type == "code"]  # fmt: skip
+    lines = [f"{key} = {value!r}" for key, value in parameters.items()]
+    again.insert(1, nbformat.v4.new_code_cell("\n".join([*lines, "seed = 7"])))
+    notebook.cells += again
+    path = out / f"{name}.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def papermill(name, out, cwd=ROOT / "notebooks", data_dir=None, twice=False, **parameters):
+    given = TINY | {"output_dir": str(out / "runs")} | parameters
     path = ROOT / "notebooks" / f"{name}.ipynb"
+    path = cells_twice(name, out, given) if twice else path
     command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
     command += [os.path.relpath(path, cwd), str(out / "out.ipynb")]
-    for key, value in (TINY | {"output_dir": str(out / "runs")} | parameters).items():
+    for key, value in given.items():
         command += ["-p", key, str(value)]
     env = dict(ENV)
     if data_dir:
@@ -36,63 +56,89 @@ def papermill(name, out, cwd=ROOT / "notebooks", data_dir=None, **parameters):
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
 
-def the_run(out: Path) -> Path:
-    (path,) = (out / "runs").glob("*/run.json")
+def figures(out: Path) -> int:
+    """How many figures the executed notebook shows; an error if it wrote to stderr."""
+    notebook = nbformat.read(out / "out.ipynb", as_version=4)
+    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    return sum("image/png" in o.get("data", {}) for o in outputs)
+
+
+def printed(out: Path) -> str:
+    cells = nbformat.read(out / "out.ipynb", as_version=4).cells
+    return "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
+
+
+def the_run(out: Path, seed: int = 42, name: str = "") -> Path:
+    (path,) = (out / "runs").glob(f"{name}*-s{seed}-*/run.json")
+    assert runs.read_facts(path.parent)["status"] == "finished"
     return path.parent
 
 
-@pytest.mark.parametrize(
-    "name, cwd, parameters",
-    [
-        ("01_train_stack", ROOT, {"preset": "mini4", "model": "minilm"}),
-        ("02_hard12", ROOT / "notebooks", {"model": "minilm"}),  # as in the README
-    ],
-)
-def test_notebook_runs_and_leaves_what_it_says(name, cwd, parameters, tmp_path, data_dir):
-    folder = os.environ.get("SKILLSTACK_DATA", data_dir)
-    done = papermill(name, tmp_path, cwd, folder, **parameters)
+def test_a_committed_run_is_measured_again(tmp_path):
+    """mini4 on minilm: real text, the same numbers as with the code of version 0.1."""
+    name = "01_train_stack"
+    (committed,) = (ROOT / "results" / "runs").glob(f"{name}-mini4-minilm-stack-s42-*")
+    config = runs.read_facts(committed)["config"]
+    given = {k: config[k] for k in ("preset", "model", "n_train", "n_router", "n_eval", "epochs")}
+    given |= {"max_length": config["max_length"], "source": "embedded"}
+    done = papermill(name, tmp_path, ROOT, **given)
     assert done.returncode == 0, done.stderr[-3000:]
     run = the_run(tmp_path)
-    assert results.read_facts(run)["status"] == "finished"
+    assert run.name == committed.name and figures(tmp_path) == 4
+    pd.testing.assert_frame_equal(numbers(run), numbers(committed))
+    expected = json.loads((committed / "run.json").read_text())
+    assert runs.read_facts(run)["versions"].keys() == expected["versions"].keys()
     for file in ("metrics.csv", "matrix.csv", "routing.parquet", "train.jsonl"):
         assert (run / file).stat().st_size > 100, file
-    assert len(list(run.glob("*.png"))) == 4
-    metrics = results.read_metrics(run / "metrics.csv")
-    value = metrics[metrics["eval_task"].eq("")].set_index("metric")["value"]
-    assert value["stack_drop"] == 0
-    assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
-    assert set(results.PUBLISHED_COLUMNS) <= set(value.index)
-    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
-    assert not [o for o in outputs if o.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize(
+    "name, cwd, preset",
+    [("01_train_stack", ROOT, "adaptive3"), ("02_hard12", ROOT / "notebooks", "hard12")],
+)
+def test_notebook_runs_and_leaves_what_it_says(name, cwd, preset, tmp_path, data_dir, model_dirs):
+    given = {"model": str(model_dirs["bert"]), "lora_r": 4, "preset": preset}
+    done = papermill(name, tmp_path, cwd, data_dir, twice=True, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert figures(tmp_path) == 2 * 4
+    for run in (the_run(tmp_path), the_run(tmp_path, 7)):
+        for file in ("metrics.csv", "matrix.csv", "routing.parquet", "train.jsonl"):
+            assert (run / file).stat().st_size > 100, file
+        assert len(list(run.glob("*.png"))) == 4
+        metrics = runs.read_metrics(run / "metrics.csv")
+        value = metrics[metrics["eval_task"].eq("")].set_index("metric")["value"]
+        assert value["stack_drop"] == 0
+        assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
+        assert set(report.PUBLISHED_COLUMNS) <= set(value.index)
+    # finished: read, not measured again
+    stamp = (run / "metrics.csv").stat().st_mtime_ns
+    done = papermill(name, tmp_path, cwd, data_dir, seed=7, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "is finished: its numbers are read" in printed(tmp_path) and figures(tmp_path) == 4
+    assert (run / "metrics.csv").stat().st_mtime_ns == stamp
 
 
 def test_routers_notebook_reuses_a_stack_and_compares(tmp_path, model_dirs, data_dir):
     given = {"preset": "adaptive3", "model": str(model_dirs["bert"]), "lora_r": 4}
-    for name, figures in (("03_routers", 7), ("07_domain_confusion", 4)):
-        done = papermill(name, tmp_path, data_dir=data_dir, **given)
+    for name, shown in (("03_routers", 7), ("07_domain_confusion", 4)):
+        done = papermill(name, tmp_path, data_dir=data_dir, twice=True, **given)
         assert done.returncode == 0, done.stderr[-3000:]
-        (path,) = (tmp_path / "runs").glob(f"{name}-*/run.json")
-        run = path.parent
-        assert results.read_facts(run)["status"] == "finished"
-        assert len(list(run.glob("*.png"))) == figures
-        assert (run / "stack").exists() == (name == "03_routers")  # 07 found the stack of 03
-        metrics = results.read_metrics(run / "metrics.csv")
-        assert not metrics["value"].isna().any()
-        rest = {"oracle", "latest", "random"}
-        assert set(metrics["router"]) >= set(ROUTERS) - rest
-        notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-        outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
-        assert sum("image/png" in o.get("data", {}) for o in outputs) == figures
-        assert not [o for o in outputs if o.get("name") == "stderr"]
-    (stack,) = (tmp_path / "runs").glob("*/stack")
-    done = papermill("11_inspect_frames", tmp_path, data_dir=data_dir, stack_dir=str(stack))
+        assert figures(tmp_path) == 2 * shown
+        for seed in (42, 7):
+            run = the_run(tmp_path, seed, name)
+            assert len(list(run.glob("*.png"))) == shown
+            assert (run / "stack").exists() == (name == "03_routers")  # 07 found the stack of 03
+            metrics = runs.read_metrics(run / "metrics.csv")
+            assert not metrics["value"].isna().any()
+            assert set(metrics["router"]) >= set(ROUTERS)
+    stack = the_run(tmp_path, 42, "03_routers") / "stack"
+    given = {"stack_dir": str(stack), "data_dir": str(data_dir)}
+    done = papermill("11_inspect_frames", tmp_path, **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 7
+    assert figures(tmp_path) == 7
     widget = "application/vnd.jupyter.widget-view+json"
+    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     assert widget in notebook.cells[-1].outputs[-1]["data"]
     assert (stack / "routers" / "hybrid_chain" / "router.json").exists()
 
@@ -102,111 +148,101 @@ def test_baselines_notebook_runs_all_methods_and_resumes(tmp_path, model_dirs, d
     some = papermill("04_baselines", tmp_path, data_dir=data_dir, methods="replay,ewc", **given)
     assert some.returncode == 0, some.stderr[-3000:]
     found = list((tmp_path / "runs").glob("*/metrics.csv"))
-    methods = {p: results.read_facts(p.parent)["method"] for p in found}
+    methods = {p: runs.read_facts(p.parent)["method"] for p in found}
     assert set(methods.values()) == {"frames", "sequential", "replay", "ewc", "search"}
     # The search goes on for O-LoRA; what was run is read.
     before = {p: p.stat().st_mtime_ns for p in found if methods[p] != "search"}
-    done = papermill("04_baselines", tmp_path, data_dir=data_dir, **given)
+    done = papermill("04_baselines", tmp_path, data_dir=data_dir, twice=True, **given)
     assert done.returncode == 0, done.stderr[-3000:]
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())  # read, not run again
-    runs = results.load_runs(tmp_path / "runs")
+    table = runs.load_runs(tmp_path / "runs")
     methods = set(METHODS) - {"generative_replay"}
-    assert set(runs["method"]) == methods | {"search"}
-    assert not runs["value"].isna().any()
-    updates = runs[runs["metric"].eq("updates")].set_index("method")["value"]
-    assert updates.drop(["tfidf", "tfidf_union", "joint"]).nunique() == 1
-    table = results.baseline_table(runs, "adaptive3")
-    assert set(table.loc["measured here"].index) == methods
-    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
-    assert not [o for o in outputs if o.get("name") == "stderr"]
-    text = "".join(o.get("text", "") for o in outputs)
+    for _, mine in table.groupby("seed"):
+        assert set(mine["method"]) == methods | {"search"}
+        updates = mine[mine["metric"].eq("updates")].set_index("method")["value"]
+        assert updates.drop(["tfidf", "tfidf_union", "joint"]).nunique() == 1
+    assert set(table["seed"]) == {42, 7} and not table["value"].isna().any()
+    shown = report.baseline_table(table[table["method"].ne("search")], "adaptive3")
+    assert set(shown.loc["measured here"].index) == methods
+    assert figures(tmp_path) == 2 * 4
+    text = printed(tmp_path)
     assert "generative_replay is left out" in text and "is an encoder" in text
 
 
 def test_bitstack_notebook_runs_every_share(tmp_path, model_dirs, data_dir):
     given = {"preset": "two_task", "model": str(model_dirs["bert"]), "lora_r": 4}
-    done = papermill("05_bitstack", tmp_path, data_dir=data_dir, **given)
+    done = papermill("05_bitstack", tmp_path, data_dir=data_dir, twice=True, **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    runs = results.load_runs(tmp_path / "runs")
+    table = runs.load_runs(tmp_path / "runs")
     shares = [f"bitstack_{share}" for share in ("0.05", "0.10", "0.12", "0.15", "0.20")]
-    assert set(runs["method"]) == {"baseline", *shares, "ewc", "frames"}
-    assert not runs["value"].isna().any()
-    frozen = runs[runs["metric"].eq("frozen_pct") & runs["trained_through"].eq("imdb")]
-    frozen = frozen.set_index("method")["value"]
-    assert [round(frozen[name], 1) for name in shares] == [5, 10, 12, 15, 20]
-    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
-    assert not [o for o in outputs if o.get("name") == "stderr"]
-    text = "".join(o.get("text", "") for o in outputs)
-    assert "locked weights bit-equal: True" in text
+    assert not table["value"].isna().any() and set(table["seed"]) == {42, 7}
+    for _, mine in table.groupby("seed"):
+        assert set(mine["method"]) == {"baseline", *shares, "ewc", "frames"}
+        frozen = mine[mine["metric"].eq("frozen_pct") & mine["trained_through"].eq("imdb")]
+        frozen = frozen.set_index("method")["value"]
+        assert [round(frozen[name], 1) for name in shares] == [5, 10, 12, 15, 20]
+    assert figures(tmp_path) == 2 * 2
+    assert "locked weights bit-equal: True" in printed(tmp_path)
 
 
 def test_compression_notebook_shrinks_and_decides(tmp_path, model_dirs, data_dir):
-    given = {"model": str(model_dirs["bert"]), "lora_r": 4, "n_held_back": 16}
-    done = papermill("06_compression", tmp_path, data_dir=data_dir, max_loss_pp=50.0, **given)
+    given = {"model": str(model_dirs["bert"]), "lora_r": 4, "n_held_back": 16, "max_loss_pp": 50.0}
+    done = papermill("06_compression", tmp_path, data_dir=data_dir, twice=True, **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    run = the_run(tmp_path)
-    assert results.read_facts(run)["status"] == "finished"
-    assert len(list(run.glob("*.png"))) == 4 and not (run / "variants").exists()
-    assert (run / "compressed" / "stack.json").exists()
-    metrics = results.read_metrics(run / "metrics.csv")
-    assert not metrics["value"].isna().any()
-    assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].item() == 1
-    frames = metrics[metrics["metric"].eq("frames")].set_index("split")["value"]
-    assert frames["full"] == 8 and frames["published anchor"] == frames["chosen anchor"] == 4
-    size = metrics[metrics["metric"].eq("total_bytes")].set_index("split")["value"]
-    assert (size.drop("full") < size["full"]).all()
-    text = "".join(
-        output.get("text", "")
-        for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
-        for output in cell.get("outputs", [])
-    )
-    assert "is back, its logits bit-equal: True" in text
+    for seed in (42, 7):
+        run = the_run(tmp_path, seed)
+        assert len(list(run.glob("*.png"))) == 4 and not (run / "variants").exists()
+        assert (run / "compressed" / "stack.json").exists()
+        metrics = runs.read_metrics(run / "metrics.csv")
+        assert not metrics["value"].isna().any()
+        assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
+        frames = metrics[metrics["metric"].eq("frames")].set_index("split")["value"]
+        assert frames["full"] == 8 and frames["published anchor"] == frames["chosen anchor"] == 4
+        size = metrics[metrics["metric"].eq("total_bytes")].set_index("split")["value"]
+        assert (size.drop("full") < size["full"]).all()
+    assert "is back, its logits bit-equal: True" in printed(tmp_path)
     # tasks without a sibling: nothing to merge, and nothing breaks
-    other = {"preset": "adaptive3", "output_dir": str(tmp_path / "other")}
-    done = papermill("06_compression", tmp_path, data_dir=data_dir, **given, **other)
+    other = tmp_path / "other"
+    other.mkdir()
+    done = papermill("06_compression", other, data_dir=data_dir, preset="adaptive3", **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    (run,) = (path.parent for path in (tmp_path / "other").glob("*/run.json"))
-    kept = pd.read_csv(run / "decisions.csv")
+    kept = pd.read_csv(the_run(other) / "decisions.csv")
     assert set(kept["kind"]) == {"keep"}
 
 
 def test_generalization_notebook_asks_unseen_tasks(tmp_path, model_dirs, data_dir):
     given = {"model": str(model_dirs["bert"]), "lora_r": 4}
-    done = papermill("09_skill_generalization", tmp_path, data_dir=data_dir, **given)
+    done = papermill("09_skill_generalization", tmp_path, data_dir=data_dir, twice=True, **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    run = the_run(tmp_path)
-    assert results.read_facts(run)["status"] == "finished"
-    assert len(list(run.glob("*.png"))) == 3
-    transfer = pd.read_csv(run / "transfer.csv", index_col=0)
-    assert list(transfer)[8:] == ["movies", "products", "editorials", "tweets", "drug_rating"]
-    assert (transfer.loc["agnews"].drop("agnews") == 0).all()  # it has no word for anything else
-    metrics = results.read_metrics(run / "metrics.csv")
-    means = metrics[metrics["metric"].eq("mean_all")].set_index("split")["value"]
-    assert means["oracle"] >= means.max()
-    routes = pd.read_csv(run / "routes.csv", index_col=0)
-    assert (routes.sum(axis=1) - 1).abs().max() < 1e-9
+    for seed in (42, 7):
+        run = the_run(tmp_path, seed)
+        assert len(list(run.glob("*.png"))) == 3
+        transfer = pd.read_csv(run / "transfer.csv", index_col=0)
+        assert list(transfer)[8:] == ["movies", "products", "editorials", "tweets", "drug_rating"]
+        assert (transfer.loc["agnews"].drop("agnews") == 0).all()  # no word for anything else
+        metrics = runs.read_metrics(run / "metrics.csv")
+        means = metrics[metrics["metric"].eq("mean_all")].set_index("split")["value"]
+        assert means["oracle"] >= means.max()
+        routes = pd.read_csv(run / "routes.csv", index_col=0)
+        assert (routes.sum(axis=1) - 1).abs().max() < 1e-9
 
 
 def test_generative_notebook_writes_and_remembers(tmp_path, decoders, data_dir):
     given = {"model": str(decoders["llama"]), "lora_r": 4, "max_length": 60, "lr": 0.01}
-    done = papermill("08_generative_probe", tmp_path, data_dir=data_dir, **given)
+    done = papermill("08_generative_probe", tmp_path, data_dir=data_dir, twice=True, **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    run = the_run(tmp_path)
-    assert results.read_facts(run)["status"] == "finished"
-    assert len(list(run.glob("*.png"))) == 3
-    metrics = results.read_metrics(run / "metrics.csv")
-    assert not metrics["value"].isna().any()
-    assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
-    memory = pd.read_csv(run / "memory.csv")
-    assert set(memory["shown"]) == {"nothing", "right memory", "wrong memory", "random"}
-    assert len(memory) == 2 * 4 * (4 * 4 + 8)  # who, shown, half of the rows of five tasks
-    table = results.generative_table(metrics)
-    assert table.loc[("published", "2 seeds"), "routed stack"] == "75.8"
-    assert table.loc[("measured here", "42"), "router accuracy"]
+    for seed in (42, 7):
+        run = the_run(tmp_path, seed)
+        assert len(list(run.glob("*.png"))) == 3
+        metrics = runs.read_metrics(run / "metrics.csv")
+        assert not metrics["value"].isna().any()
+        assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
+        memory = pd.read_csv(run / "memory.csv")
+        assert set(memory["shown"]) == {"nothing", "right memory", "wrong memory", "random"}
+        assert len(memory) == 2 * 4 * (4 * 4 + 8)  # who, shown, half of the rows of five tasks
+        table = report.generative_table(metrics)
+        assert table.loc[("published", "2 seeds"), "routed stack"] == "75.8"
+        assert table.loc[("measured here", str(seed)), "router accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +313,7 @@ def wait_for(process, condition, seconds=120):
 
 
 def numbers(run: Path) -> pd.DataFrame:
-    table = results.read_metrics(run / "metrics.csv").drop(columns="run_id")
+    table = runs.read_metrics(run / "metrics.csv").drop(columns="run_id")
     return table.sort_values(list(table.columns[:9])).reset_index(drop=True)
 
 
@@ -439,3 +475,8 @@ def test_form(path):
     following = notebook.cells[notebook.cells.index(tagged[0]) + 1]
     assert "RunConfig.from_notebook" in following.source and path.stem in following.source
     assert not any(c.get("outputs") or c.get("execution_count") for c in notebook.cells)
+    code = [len(c.source.splitlines()) for c in notebook.cells[2:] if c.cell_type == "code"]
+    code = [n for n, c in zip(code, [c for c in notebook.cells[2:] if c.cell_type == "code"],
+                              strict=True) if c not in tagged]  # fmt: skip
+    assert np.median(code) <= 10 and max(code) <= 40
+    assert not any("run.finished" in c.source for c in notebook.cells)

@@ -1,38 +1,39 @@
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from skillstack_helpers import SkillStackError, probes
-from skillstack_helpers.tasks import TASKS
+from skillstack_helpers.tasks import KEYWORD_TEMPLATES, TASKS
 
 WORDS = st.text(alphabet="ab .?!{}\n", min_size=1, max_size=40)
 
 
 @pytest.mark.parametrize("family", probes.FAMILIES)
 def test_templates_have_their_places_exactly_once(family):
-    for name, templates in probes.FORMATS[family].items():
-        pair = "{text_pair}" in TASKS[name].template
-        for template in templates:
+    for task in TASKS.values():
+        pair = "{text_pair}" in task.template
+        assert len(task.formats[family]) >= 3
+        for template in task.formats[family]:
             assert template.count("{text}") == 1
             assert template.count("{text_pair}") == pair
             assert template.count("{") == 1 + pair
-    for template in probes.KEYWORD_TEMPLATES[family]:
+    for template in KEYWORD_TEMPLATES[family]:
         assert template.count("{text}") == template.count("{keywords}") == 1
-    assert set(probes.FORMATS[family]) == set(probes.KEYWORDS[family]) == set(TASKS)
 
 
 def test_held_out_is_held_out():
-    for table in (probes.FORMATS, probes.KEYWORD_TEMPLATES):
-        train, held_out = (
-            {t for v in values.values() for t in v} if isinstance(values, dict) else set(values)
-            for values in (table["train"], table["held_out"])
-        )
-        assert not train & held_out
-    for name, words in probes.KEYWORDS["train"].items():
-        ours, others = words.split(", "), probes.KEYWORDS["held_out"][name].split(", ")
-        assert len(set(ours)) == len(set(others)) == 12 and not set(ours) & set(others)
+    formats = {
+        family: {one for task in TASKS.values() for one in task.formats[family]}
+        for family in probes.FAMILIES
+    }
+    assert not formats["train"] & formats["held_out"]
+    assert not set(KEYWORD_TEMPLATES["train"]) & set(KEYWORD_TEMPLATES["held_out"])
+    for task in TASKS.values():
+        ours, others = (set(task.keywords[family]) for family in probes.FAMILIES)
+        assert len(ours) == len(others) == 12 and not ours & others
 
 
 def test_halves_by_hand():
@@ -74,7 +75,7 @@ def test_keywords_are_another_tasks(stream):
     for text, attacked, trap in zip(plain, table["text"], table["trap"], strict=True):
         assert text in attacked
         added = attacked.replace(text, "")
-        words = [w for w in probes.KEYWORDS["held_out"][trap].split(", ") if w in added]
+        words = [word for word in TASKS[trap].keywords["held_out"] if word in added]
         assert len(words) >= 5
 
 
@@ -85,3 +86,10 @@ def test_bad_input(stream):
         probes.rewritten(stream[:1], "eval", "train", seed=1)
     with pytest.raises(SkillStackError, match="two tasks"):
         probes.with_keywords(stream[:1], "eval", "train", seed=1)
+    bare = [replace(data, task=replace(data.task, formats={}, keywords={})) for data in stream]
+    with pytest.raises(SkillStackError, match="no format templates for task '(imdb|agnews|qqp)'"):
+        probes.rewritten(bare, "eval", "train", seed=1)
+    with pytest.raises(SkillStackError, match="task '(imdb|agnews|qqp)' has 0 keywords, not 5"):
+        probes.with_keywords(bare, "eval", "train", seed=1)
+    with pytest.raises(SkillStackError, match="has 12 keywords, not 13"):
+        probes.with_keywords(stream, "eval", "train", seed=1, n=13)

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+import tomllib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,12 +9,20 @@ from conftest import make_rows, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skillstack_helpers import SkillStackError, tasks
-from skillstack_helpers.tasks import PRESETS, TASKS, Hub, Task, load_task, normalize
+from skillstack_helpers import SkillStackError, embedded, tasks
+from skillstack_helpers.embedded import READERS, normalize
+from skillstack_helpers.tasks import PRESETS, TASKS, Hub, Task, load_task
 
 
 def load(data_dir, name="imdb", n_train=4, n_router=6, n_eval=5, seed=0):
     return load_task(name, n_train, n_router, n_eval, seed, source="folder", data_dir=data_dir)
+
+
+def test_tasks_and_probes_load_neither_torch_nor_scikit_learn():
+    heavy = "{'torch', 'sklearn', 'transformers', 'datasets'} & set(sys.modules)"
+    code = f"import sys, skillstack_helpers.probes; sys.exit(str({heavy} or ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not done.stderr.strip()
 
 
 def test_presets_hold_known_tasks_once():
@@ -23,11 +35,97 @@ def test_presets_hold_known_tasks_once():
 def test_every_task_renders_both_texts_and_has_a_source():
     for task in TASKS.values():
         assert (task.hub is None) != (task.embedded is None), task.name
+        assert task.embedded is None or task.embedded in READERS, task.name
+        assert len(set(task.label_names)) == len(task.label_names) > 1, task.name
         rendered = task.template.format(text="one", text_pair="two")
         assert "one" in rendered
         takes_pair = task.hub is not None and task.hub.text_pair is not None
         if task.hub is not None:
             assert takes_pair == ("two" in rendered), task.name
+
+
+ENTRY = """
+family = "qa"
+labels = ["no", "yes"]
+template = "{text} | {text_pair}"
+hub.path = "some/where"
+hub.text = "question"
+hub.text_pair = "passage"
+formats.train = ["Q: {text}\\nP: {text_pair}"]
+keywords.train = "is it, can you"
+"""
+
+
+def test_an_entry_of_the_toml_is_a_task():
+    task = tasks._task("new", tomllib.loads(ENTRY))
+    assert task == Task(
+        "new",
+        "qa",
+        ("no", "yes"),
+        "{text} | {text_pair}",
+        hub=Hub("some/where", text=("question",), text_pair="passage"),
+        formats={"train": ("Q: {text}\nP: {text_pair}",)},
+        keywords={"train": ("is it", "can you")},
+    )
+    assert "Q: " not in repr(task)  # the texts of probes would drown everything else
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ('labels = ["no", "yes"]', "", "labels must be a list of strings"),
+        ('["no", "yes"]', '"no"', "labels must be a list of strings"),  # not ("n", "o")
+        (
+            '["Q: {text}\\nP: {text_pair}"]',
+            '"Q: {text}"',
+            "formats.train must be a list of strings",
+        ),
+        ('hub.text = "question"', "hub.text = [3]", "hub.text must be a list of strings"),
+        ('family = "qa"', "", "'family'"),
+        ("hub.path", "hub.pth", "'pth'"),
+        ("template", "templet", "'templet'"),
+        ('keywords.train = "is it, can you"', "keywords.train = 3", "split"),
+    ],
+)
+def test_a_wrong_entry_is_one_line_that_names_the_task(old, new, words):
+    assert old in ENTRY
+    with pytest.raises(SkillStackError, match=r"tasks.toml: the entry of task 'new'") as caught:
+        tasks._task("new", tomllib.loads(ENTRY.replace(old, new)))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_task_data_is_compared_as_an_object(data_dir):  # not frame by frame, which raises
+    data, again = load(data_dir), load(data_dir)
+    assert data == data
+    assert data != again
+    assert len({data, again}) == 2
+    assert data.fingerprint == again.fingerprint
+
+
+def test_task_data_knows_its_budget_and_its_training_rows(data_dir):
+    data = load(data_dir, seed=np.int64(3))
+    assert data.budget == {"n_train": 4, "n_router": 6, "n_eval": 5, "seed": 3}
+    assert all(type(count) is int for count in data.budget.values())  # they go into JSON
+    more = load(data_dir, n_eval=9, seed=3)
+    assert more.train_fingerprint == data.train_fingerprint
+    assert more.fingerprint != data.fingerprint
+    assert load(data_dir, n_train=5, seed=3).train_fingerprint != data.train_fingerprint
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"n_train": -1}, "n_train must be an integer of at least 0, got -1"),
+        ({"n_router": -3}, "n_router must be an integer of at least 0, got -3"),
+        ({"n_eval": 2.5}, "n_eval must be an integer of at least 0, got 2.5"),
+        ({"seed": "42"}, "seed must be an integer of at least 0, got '42'"),
+    ],
+)
+def test_an_impossible_budget_is_told_before_anything_is_read(tmp_path, wrong, words):
+    with pytest.raises(SkillStackError) as caught:
+        load(tmp_path / "nowhere", **wrong)
+    assert str(caught.value) == words
 
 
 def test_budgets_count_per_class_and_per_task(data_dir):
@@ -116,6 +214,19 @@ def test_bad_rows_are_named(tmp_path, change, words):
     assert str(path) in str(caught.value)
 
 
+def test_a_null_text_pair_is_accepted_where_the_template_takes_none(tmp_path):
+    folder = write_folder(tmp_path, ["imdb"])
+    want = load(folder).fingerprint
+    for split in ("train", "test"):
+        path = folder / "imdb" / f"{split}.parquet"
+        pd.read_parquet(path).assign(text_pair=None).to_parquet(path)
+    assert load(folder).fingerprint == want
+    for split in ("train", "test"):
+        path = folder / "imdb" / f"{split}.parquet"
+        pd.read_parquet(path).drop(columns="text_pair").to_parquet(path)
+    assert load(folder).fingerprint == want
+
+
 def test_missing_places_are_named(tmp_path, data_dir, monkeypatch):
     monkeypatch.delenv("SKILLSTACK_DATA", raising=False)
     with pytest.raises(SkillStackError, match="nowhere does not exist"):
@@ -139,6 +250,15 @@ def test_auto_takes_the_folder_where_it_can(data_dir, monkeypatch):
     assert load_task("movies", 2, 2, 2, 0).source == "embedded"
 
 
+def test_home_is_expanded(data_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(data_dir.parent))
+    monkeypatch.delenv("SKILLSTACK_DATA", raising=False)
+    want = load(data_dir).fingerprint
+    assert load(f"~/{data_dir.name}").fingerprint == want
+    monkeypatch.setenv("SKILLSTACK_DATA", f"~/{data_dir.name}")
+    assert load_task("imdb", 4, 6, 5, 0).fingerprint == want
+
+
 @pytest.mark.parametrize("name", PRESETS["mini8"])
 def test_embedded_tasks_are_real_and_enough(name, monkeypatch):
     monkeypatch.delenv("SKILLSTACK_DATA", raising=False)
@@ -149,15 +269,77 @@ def test_embedded_tasks_are_real_and_enough(name, monkeypatch):
 
 
 def test_headline_negatives_come_from_the_same_topic_and_split():
-    articles, rows = tasks._bbc_articles(), tasks.TASKS["headline"].embedded()
-    topic = articles.set_index("body")["label"]
+    articles, rows = embedded.bbc_articles(), embedded.headline()
+    topic = articles.set_index("body")["topic"]
     owner = articles.drop_duplicates("headline", keep=False).set_index("headline")
-    wrong = rows[rows["label"].eq(0) & rows["text"].isin(owner.index)]
+    wrong = rows[rows["label"].eq("other_article") & rows["text"].isin(owner.index)]
     assert len(wrong) > 800
-    assert (topic[wrong["text_pair"]].to_numpy() == owner.loc[wrong["text"], "label"]).all()
+    assert (topic[wrong["text_pair"]].to_numpy() == owner.loc[wrong["text"], "topic"]).all()
     assert (owner.loc[wrong["text"], "split"].to_numpy() == wrong["split"]).all()
-    own = rows[rows["label"].eq(1) & rows["text"].isin(owner.index)]
+    own = rows[rows["label"].eq("own_article") & rows["text"].isin(owner.index)]
     assert (owner.loc[own["text"], "body"].to_numpy() == own["text_pair"]).all()
+
+
+def test_every_label_of_an_embedded_task_is_one_of_its_readers():
+    for name in ("bbc", "headline", "drug_rating", "drug_condition"):
+        task = TASKS[name]
+        for split, rows in READERS[task.embedded]().groupby("split"):
+            counts = rows["label"].value_counts().reindex(task.label_names)
+            assert (counts >= 17).all(), (name, split)  # NaN, a label that no row has, is not
+
+
+@pytest.mark.parametrize(
+    "said, reason",
+    [
+        ("ERROR: no match\n[notice] new pip\nWARNING: no cache\n", "ERROR: no match"),
+        ("error: no metadata\n\nnote: not pip's\nhint: See above.\n", "error: no metadata"),
+        ("python: No module named pip\nDEPRECATION: old\n", "python: No module named pip"),
+        ("WARNING: slow\n", "no file arrived"),
+    ],
+)
+def test_the_reason_of_pip_is_no_warning(tmp_path, monkeypatch, said, reason):
+    monkeypatch.setenv("SKILLSTACK_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", said)
+    )
+    with pytest.raises(SkillStackError) as caught:
+        embedded.rated_sentences("tweets")
+    assert str(caught.value) == f"cannot fetch vaderSentiment==3.3.2 with pip: {reason}"
+
+
+def test_another_file_in_the_cache_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKILLSTACK_CACHE", str(tmp_path))
+    (tmp_path / "vaderSentiment-3.3.2.tar.gz").write_bytes(b"cut")
+    with pytest.raises(SkillStackError, match=r"is not the published file \(SHA-256 differs\)"):
+        embedded.rated_sentences("tweets")
+
+
+def test_rows_of_a_hub_set_without_text_are_dropped_and_counted(monkeypatch, capsys):
+    import datasets
+
+    rng = np.random.default_rng(1)
+    rows = {"train": make_rows("qqp", 40, rng), "validation": make_rows("qqp", 30, rng)}
+    spoilt = {split: table.copy() for split, table in rows.items()}
+    spoilt["train"].loc[2, "text"] = " \n"
+    spoilt["train"].loc[5, "text_pair"] = None
+    spoilt["validation"].loc[7, "text"] = None
+    names = {"text": "question1", "text_pair": "question2"}
+
+    def load_from(tables):
+        def fake(path, config, split):
+            return datasets.Dataset.from_pandas(tables[split].rename(columns=names))
+
+        monkeypatch.setattr(datasets, "load_dataset", fake)
+        return load_task("qqp", 5, 8, 5, 7, source="hub")
+
+    dropped = load_from(spoilt)
+    assert capsys.readouterr().out == "qqp: 3 of 70 rows of nyu-mll/glue dropped: no text\n"
+    kept = {"train": rows["train"].drop([2, 5]), "validation": rows["validation"].drop(7)}
+    assert load_from(kept).fingerprint == dropped.fingerprint
+    assert capsys.readouterr().out == ""
+    spoilt["train"].loc[9, "label"] = -1  # a wrong label still stops, under its own row number
+    with pytest.raises(SkillStackError, match="nyu-mll/glue train: row 9: label -1"):
+        load_from(spoilt)
 
 
 def test_hub_without_network_is_one_line(monkeypatch):

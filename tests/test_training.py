@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skillstack_helpers import training
+from skillstack_helpers import SkillStackError, training
+from skillstack_helpers.heads import LinearHead, classification_loss
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=300)
 
@@ -43,11 +44,13 @@ def fit(backbone, seed=0, **options):
     backbone.attach(4, 8)
     torch.manual_seed(seed)
     backbone.reset_lora()
-    head = torch.nn.Linear(32, 2)
+    head = LinearHead(backbone, ("no", "yes"))
     texts = [f"class{i % 2} of the and" for i in range(32)]
     settings = dict(epochs=6, lr=1e-2, batch_size=4, rng=np.random.default_rng(seed)) | options
-    labels = np.arange(32) % 2
-    losses = training.train(backbone, head, backbone.encode(texts, 16), labels, **settings)
+    ids, labels = backbone.encode(texts, 16), np.arange(32) % 2
+    loss = classification_loss([head], ids, labels, np.zeros(32, dtype=int))
+    parameters = [*backbone.lora_parameters.values(), *head.parameters()]
+    losses = training.train(loss, parameters, [len(row) for row in ids], **settings)
     return head, losses, texts, labels
 
 
@@ -55,7 +58,7 @@ def test_training_learns_a_simple_rule(backbone):
     head, losses, texts, labels = fit(backbone)
     assert len(losses) == 48
     assert np.mean(losses[-8:]) < 0.3 < np.mean(losses[:8])
-    logits = training.logits(backbone, head, backbone.encode(texts, 16))
+    logits = head.scores(texts, 16)
     assert (logits.argmax(1) == labels).mean() > 0.95
 
 
@@ -78,11 +81,10 @@ def test_only_adapter_and_head_change(backbone):
 def test_logits_come_back_in_input_order(backbone):
     head, _, texts, _ = fit(backbone, epochs=1)
     texts = [t + " the" * (i % 7) for i, t in enumerate(texts)]
-    ids = backbone.encode(texts, 16)
-    forward = training.logits(backbone, head, ids)
-    backward = training.logits(backbone, head, ids[::-1])[::-1]
+    forward = head.scores(texts, 16)
+    backward = head.scores(texts[::-1], 16)[::-1]
     np.testing.assert_allclose(forward, backward, atol=1e-5)
-    assert training.logits(backbone, head, []).shape == (0, 2)
+    assert head.scores([], 16).shape == (0, 2)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -90,3 +92,40 @@ def test_few_steps_still_train(backbone, steps):
     _, losses, *_ = fit(backbone, epochs=steps, batch_size=32)
     assert len(losses) == steps
     assert max(p.abs().max() for n, p in backbone.lora_parameters.items() if "lora_B" in n) > 0
+
+
+# ------------------------------------------------------------------ what may go wrong
+
+
+def test_an_interrupted_training_leaves_nothing_trainable(backbone):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(backbone, after_backward=interrupted)
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+    assert all(p.grad is None for p in backbone.lora_parameters.values())
+
+
+def test_a_diverged_training_is_an_error(backbone):
+    def first():
+        return next(iter(backbone.lora_parameters.values()))
+
+    with pytest.raises(SkillStackError, match=r"train: the loss is not finite; lower lr"):
+        fit(backbone, after_backward=lambda: first().data.mul_(float("nan")))
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+
+
+def test_the_default_learning_rate_of_llamas_is_the_published_one():
+    assert [training.default_lr(size) for size in (384, 576, 2048)] == [2e-3, 5e-4, 2e-4]
+
+
+def test_seeded_puts_the_users_random_state_back():
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    with training.seeded(3, 1) as one:
+        drawn = torch.rand(1)
+    with training.seeded(3, 1) as two:
+        assert torch.rand(1) == drawn and one.random() == two.random()
+    assert torch.equal(torch.rand(2), expected)

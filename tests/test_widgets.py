@@ -4,157 +4,42 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from skillstack_helpers import SkillStackError, compression, widgets
+from skillstack_helpers import compression
+from skillstack_helpers.lab import views, widgets
+from skillstack_helpers.lab.experiment import load_rows, open_stack, stack_routers
+from skillstack_helpers.stack import SkillStack
 
 
 @pytest.fixture
 def stack(saved):
-    return widgets.open_stack(saved)
+    return open_stack(saved)
 
 
 @pytest.fixture
 def routers(saved, stack):
-    return widgets.stack_routers(stack, saved)
+    return stack_routers(stack, saved)
 
 
-# ------------------------------------------------------------------ plain functions
+@pytest.fixture
+def app(saved):
+    return widgets.Inspector(saved, saved.parent)
 
 
-def test_the_chain_says_what_is_intact(saved, tmp_path):
-    folder = shutil.copytree(saved, tmp_path / "stack")
-    stack = widgets.open_stack(folder)
-    table = widgets.chain_table(stack)
-    assert list(table.index) == ["qqp", "agnews", "imdb"]
-    assert list(table["parent"]) == ["agnews", "imdb", ""]
-    assert (table["intact"] == "yes").all() and table.loc["agnews", "labels"] == 4
-    assert table.loc["imdb", "accuracy (%)"] == f"{100 * stack['imdb'].metrics['accuracy']:.1f}"
-    path = folder / "frames" / "agnews" / "head.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
-    assert "head.safetensors was changed" in widgets.chain_table(stack).loc["agnews", "intact"]
-    assert widgets.chain_table(stack).loc["imdb", "intact"] == "yes"
-
-
-def test_dropped_frames_are_shown_with_their_stand_in(stack):
-    small = compression.drop(stack, "imdb", to="qqp")
-    table = widgets.chain_table(small)
-    assert list(table.index) == ["qqp", "agnews", "imdb"]
-    assert (
-        table.loc["imdb", "task"] == "answered by qqp" and table.loc["imdb", "intact"] == "dropped"
-    )
-
-
-def test_layer_norms_by_hand(stack):
-    frame = stack["agnews"]
-    table = widgets.layer_norms(frame)
-    assert table.shape == (2, 6)
-    lora = {n: t.double() for n, t in frame.weights().lora.items()}
-    name = next(n for n in lora if ".1." in n and "query.lora_A" in n)
-    update = 16 / 4 * lora[name.replace("lora_A", "lora_B")] @ lora[name]
-    assert table.loc[1, "attention.self.query"] == pytest.approx(update.norm().item(), rel=1e-5)
-    same = widgets.layer_norms(frame, since=frame)
-    assert same.to_numpy().max() < 1e-5
-    moved = widgets.layer_norms(frame, since=stack["imdb"])
-    parent = {n: t.double() for n, t in stack["imdb"].weights().lora.items()}
-    before = 16 / 4 * parent[name.replace("lora_A", "lora_B")] @ parent[name]
-    expected = (update - before).norm().item()
-    assert moved.loc[1, "attention.self.query"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_frames_and_stacks_compared(stack, saved):
-    table = widgets.compare_frames(stack["imdb"], stack["imdb"])
-    np.testing.assert_allclose(table["cosine"], 1, atol=1e-6)
-    other = widgets.compare_frames(stack["imdb"], stack["qqp"])
-    assert (other["cosine"].abs() <= 1).all() and other["cosine"].max() < 0.9999
-    small = compression.int8(compression.drop(stack, "imdb", to="qqp"), names=["qqp"])
-    both = widgets.compare_stacks(stack, small)
-    assert both.loc["imdb", "accuracy, second (%)"] == "–"
-    assert list(both["same weights"]) == ["no", "yes", "no"]
-
-
-def test_answers_mistakes_and_classes(stack, stream):
-    answers = widgets.own_answers(stack, "agnews", stream[1])
-    accuracy = stack["agnews"].metrics["accuracy"]
-    assert answers["right"].mean() == pytest.approx(accuracy)
-    wrong = widgets.mistakes(answers)
-    assert len(wrong) == (~answers["right"]).sum() and wrong["probability"].is_monotonic_decreasing
-    classes = widgets.per_class(answers)
-    assert (classes["n"] == 8).all() and len(classes) == 4
-    assert (classes["accuracy (%)"] * classes["n"]).sum() / 32 == pytest.approx(
-        100 * accuracy, abs=0.1
-    )
-
-
-def test_the_walk_is_the_routers_own(stack, routers, stream):
-    text = stream[1].texts("eval")[0]
-    for name, router in routers.items():
-        table, route = widgets.walk_table(router, text), router.route([text]).iloc[0]
-        assert list(table.index) == ["qqp", "agnews", "imdb"]
-        (answering,) = table.index[table["step"].str.startswith("answers")]
-        assert answering == route["frame"]
-        assert table["probability"].sum() == pytest.approx(1)
-        steps = list(table["step"])
-        if name == "hybrid_chain":
-            assert sum(step != "not reached" for step in steps) == route["depth"]
-        else:
-            assert sorted(steps) == ["answers", "compared", "compared"]
-    strict = routers["hybrid_chain"].set_params(threshold=99.0)
-    assert set(widgets.walk_table(strict, text)["step"]) == {"passed", "answers (fallback)"}
-
-
-def test_one_text_asked_of_every_frame(stack, stream):
-    text = stream[0].texts("eval")[0]
-    table = widgets.ask(stack, text, ["imdb", "agnews"])
-    for name, row in table.iterrows():
-        prediction = stack.predict([text], name)
-        assert row["answer"] == prediction.label_names[0]
-        assert row["probability"] == pytest.approx(prediction.probabilities.max())
-        assert row["all"].startswith(f"{row['answer']} ")
-    assert widgets.render("qqp", "one", "two") == "Question 1: one\nQuestion 2: two"
-    assert widgets.render("", "as it is") == "as it is"
-
-
-def test_finding_and_opening(saved, tmp_path, model_dirs):
-    assert (
-        widgets.find_stacks(saved.parent) == [saved] and widgets.newest_stack(saved.parent) == saved
-    )
-    with pytest.raises(SkillStackError, match="no saved stack below .*: run `make demo`"):
-        widgets.newest_stack(tmp_path)
-    with pytest.raises(SkillStackError, match="stack.json is missing"):
-        widgets.open_stack(tmp_path)
-    loaded = {}
-    one, two = (widgets.open_stack(saved, loaded) for _ in range(2))
-    assert one.backbone is two.backbone and len(loaded) == 1  # no model is loaded twice
-
-
-def test_routers_are_fitted_and_saved_where_there_are_none(saved, tmp_path, monkeypatch, data_dir):
-    monkeypatch.setenv("SKILLSTACK_DATA", str(data_dir))
-    folder = shutil.copytree(saved, tmp_path / "stack", ignore=shutil.ignore_patterns("routers"))
-    stack = widgets.open_stack(folder)
-    fitted = widgets.stack_routers(stack, folder)
-    again = widgets.stack_routers(stack, folder)
-    assert list(fitted) == sorted(again, reverse=True) == ["hybrid_chain", "centroid"]
-    text = ["the class1 of qqpword"]
-    for name in fitted:
-        np.testing.assert_allclose(
-            fitted[name].decision_function(text), again[name].decision_function(text), atol=1e-5
-        )
-
-
-# ------------------------------------------------------------------ the inspector, no browser
+def below(box, kind: str) -> list:
+    """All widgets of a kind below a widget, in order."""
+    found = [box] if type(box).__name__ == kind else []
+    return found + [w for child in getattr(box, "children", ()) for w in below(child, kind)]
 
 
 def shown(box) -> str:
     """All HTML below a widget."""
-    text = getattr(box, "value", "") if type(box).__name__ == "HTML" else ""
-    return text + "".join(shown(child) for child in getattr(box, "children", ()))
+    return "".join(html.value for html in below(box, "HTML"))
 
 
-def test_the_inspector_answers_as_the_api_does(saved, stack, routers, stream):
-    app = widgets._Inspector(saved, saved.parent)
+def test_the_inspector_answers_as_the_api_does(app, stack, routers, stream):
     assert "3 frames on" in app.message.value and next(iter(app.frame.options)) == "qqp"
     text = stream[1].texts("eval")[0]
     app.text.value = text
@@ -166,14 +51,26 @@ def test_the_inspector_answers_as_the_api_does(saved, stack, routers, stream):
         assert first["label_name"] in app.message.value
         assert "answers" in shown(app.answer) and text[:20] in shown(app.answer)
     assert len(app.card.children) == 5 and "own evaluation rows" in shown(app.card)
+
+
+def test_two_frames_and_two_stacks_are_compared(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "one")
+    shutil.copytree(saved, tmp_path / "two")
+    app = widgets.Inspector(tmp_path / "one", tmp_path)
+    assert not app.compared.children  # a frame and itself
     app.other.value = "imdb"
-    assert "cosine" in shown(app.compared) and "qqp against imdb" in shown(app.compared)
+    assert "Cosine between the updates of qqp and imdb" in shown(app.compared)
+    assert len(below(app.compared, "Image")) == 1
     app.frame.value = "agnews"
-    assert "agnews against imdb" in shown(app.compared)
+    assert "updates of agnews and imdb" in shown(app.compared)
+    app.second.value = str(tmp_path / "two")
+    assert shown(app.compared).count("<td>yes</td>") == 3  # the same weights
+    app.other.value = "agnews"  # of the other stack
+    assert "updates of agnews and agnews of the second stack" in shown(app.compared)
+    assert len(app.backbones) == 1
 
 
-def test_typed_text_is_never_html(saved):
-    app = widgets._Inspector(saved, saved.parent)
+def test_typed_text_is_never_html(app):
     evil = "<img src=x onerror=alert(1)><script>alert(2)</script> class1"
     app.text.value = evil
     app.ask_button.click()
@@ -183,14 +80,7 @@ def test_typed_text_is_never_html(saved):
     assert "<b>" not in app.message.value and "is missing" in app.message.value
 
 
-def cells(box) -> list:
-    """All buttons below a widget."""
-    found = [box] if type(box).__name__ == "Button" else []
-    return found + [b for child in getattr(box, "children", ()) for b in cells(child)]
-
-
-def test_the_threshold_is_the_users(saved, stream):
-    app = widgets._Inspector(saved, saved.parent)
+def test_the_threshold_is_the_users(app, stream):
     app.text.value = stream[1].texts("eval")[0]
     app.router.value = "centroid"
     assert app.threshold.disabled and "visited" not in app.message.value
@@ -207,7 +97,7 @@ def test_the_threshold_is_the_users(saved, stream):
 
 def test_many_frames_are_asked_only_on_demand(saved, stream, monkeypatch):
     monkeypatch.setattr(widgets, "BESIDE", 1)
-    app = widgets._Inspector(saved, saved.parent)
+    app = widgets.Inspector(saved, saved.parent)
     app.text.value = stream[1].texts("eval")[0]
     app.ask_button.click()
     rows = "<tr>"
@@ -216,48 +106,90 @@ def test_many_frames_are_asked_only_on_demand(saved, stream, monkeypatch):
     assert shown(app.answer.children[-1]).count(rows) == 3
 
 
+def cells(box, texts) -> dict[tuple[str, str], int]:
+    """Every cell that the two dropdowns below a confusion matrix offer, with the count they name;
+    `texts(label, answer)` must be among what they show."""
+    label, answer = below(box, "Dropdown")
+    counts = {}
+    for row in label.options:
+        label.value = row
+        for told, column in answer.options:
+            answer.value = column
+            counts[row, column] = int(told.removeprefix(f"{column} (").removesuffix(")"))
+            assert texts(row, column)["text"][0][:20] in shown(box)
+    return counts
+
+
+def nonzero(table) -> dict[tuple[str, str], int]:
+    return {cell: n for cell, n in table.stack().items() if n}
+
+
 def test_the_routers_confusion_opens_its_texts(
-    saved, stack, routers, stream, monkeypatch, data_dir
-):
-    monkeypatch.setenv("SKILLSTACK_DATA", str(data_dir))
+    saved, routers, stream, monkeypatch, data_dir
+):  # fmt: skip
     monkeypatch.setattr(widgets, "ROUTED_ROWS", 8)
-    answers = widgets.routed_frames(routers["centroid"], stream, 8)
-    assert len(answers) == 24 and set(answers["label"]) == {"imdb", "agnews", "qqp"}
-    assert list(answers["answer"]) == list(routers["centroid"].predict(list(answers["text"])))
-    assert answers["probability"].between(0, 1).all()
-    table = widgets.confusion_table(answers)
-    assert table.sum(axis=1).to_dict() == {"imdb": 8, "agnews": 8, "qqp": 8}
-    assert (table.loc["imdb"]).sum() == 8
-    app = widgets._Inspector(saved, saved.parent)
+    answers = views.routed_frames(routers["centroid"], stream, 8)
+    app = widgets.Inspector(saved, saved.parent, data_dir)
     app.router.value = "centroid"
     app.route_button.click()
     assert f"{100 * answers['right'].mean():.1f} % to their own frame" in app.message.value
-    buttons = cells(app.routed)
-    assert sum(int(b.description or 0) for b in buttons) == 24 and len(buttons) == 9
-    button = next(b for b in buttons if b.description)
-    label, said = button.tooltip.split(": ")
-    button.click()
-    found = widgets.behind(answers, label, said)
-    assert len(found) == int(button.description) and found["text"][0][:20] in shown(app.routed)
+    assert len(below(app.routed, "Image")) == 1
+    found = cells(app.routed, lambda *cell: views.examples_in_cell(answers, *cell))
+    assert found == nonzero(views.confusion_table(answers)) and sum(found.values()) == 24
     app.router.value = "hybrid_chain"
     assert not app.routed.children  # what another router did is not left standing
 
 
-def test_mistakes_page_and_cells(saved, monkeypatch, data_dir):
-    monkeypatch.setenv("SKILLSTACK_DATA", str(data_dir))
-    app = widgets._Inspector(saved, saved.parent)
+def test_mistakes_page_and_cells(saved, data_dir):
+    app = widgets.Inspector(saved, saved.parent, data_dir)
     app.frame.value = "agnews"
     app.card.children[3].click()
-    text = shown(app.card.children[4])
-    assert "mistakes, the most confident first" in text and "accuracy (%)" in text
-    answers = widgets.own_answers(app.stack, "agnews", widgets.load_rows(app.stack["agnews"]))
-    counts = {b.tooltip: int(b.description or 0) for b in cells(app.card.children[4])}
-    table = widgets.confusion_table(answers)
-    assert counts == {f"{a}: {b}": table.loc[a, b] for a in table.index for b in table}
+    space = app.card.children[4]
+    assert "mistakes, the most confident first" in shown(space) and "accuracy (%)" in shown(space)
+    answers = views.own_answers(
+        app.stack, "agnews", load_rows(app.stack["agnews"], data_dir=data_dir)
+    )
+    wrong = views.mistakes(answers)
+    (page,) = below(space, "BoundedIntText")
+    assert page.max == -(-len(wrong) // widgets.PAGE)
+    page.value = page.max
+    assert wrong["text"].iloc[-1][:20] in shown(space)
+    found = cells(space, lambda *cell: views.examples_in_cell(answers, *cell))
+    assert found == nonzero(views.confusion_table(answers))
+
+
+def test_a_large_confusion_matrix_is_cut_and_its_cells_are_not(app, monkeypatch, data_dir):
+    monkeypatch.setattr(widgets, "MOST_LABELS", 2)
+    drawn, draw = [], widgets.plotting.confusion
+
+    def keep(table, **how):
+        drawn.append((table, how["title"]))
+        return draw(table, **how)
+
+    monkeypatch.setattr(widgets.plotting, "confusion", keep)
+    app.data_dir = data_dir
+    app.route_button.click()
+    ((table, title),), (label, _) = drawn, below(app.routed, "Dropdown")
+    assert table.shape == (2, 2) and "(the 2 rows with most mistakes)" in title
+    assert len(label.options) == 3
+
+
+def test_rows_that_are_not_the_frames_are_refused_in_one_line(saved, tmp_path, data_dir):
+    """D23: rows are compared by fingerprint."""
+    others = shutil.copytree(data_dir, tmp_path / "data")
+    for path in others.glob("*/test.parquet"):
+        rows = pd.read_parquet(path)
+        rows.assign(text=rows["text"] + " more").to_parquet(path, index=False)
+    app = widgets.Inspector(saved, saved.parent, others)
+    app.card.children[3].click()
+    assert "B00020" in app.message.value and "qqp" in app.message.value
+    assert not app.card.children[4].children
+    app.route_button.click()
+    assert "B00020" in app.message.value and not app.routed.children
 
 
 def test_bad_input_is_one_line(saved, tmp_path):
-    app = widgets._Inspector(None, tmp_path)
+    app = widgets.Inspector(None, tmp_path)
     app.ask_button.click()
     assert "open a stack first" in app.message.value
     app.path.value = str(tmp_path)
@@ -268,6 +200,9 @@ def test_bad_input_is_one_line(saved, tmp_path):
         app.path.value = wrong
         app.open_button.click()
         assert "B00020" in app.message.value and wrong[:20] in app.message.value
+    backbone = open_stack(saved).backbone
+    app.open(str(SkillStack(backbone).save_pretrained(tmp_path / "interrupted")))
+    assert "the stack has no frame yet" in app.message.value and app.stack is None
     app.path.value = str(saved)
     app.open_button.click()
     assert "3 frames" in app.message.value
@@ -279,7 +214,7 @@ def test_a_stack_without_routers_or_rows_can_be_looked_at(saved, tmp_path, monke
     monkeypatch.delenv("SKILLSTACK_DATA", raising=False)
     without = shutil.ignore_patterns("routers")
     folder = shutil.copytree(saved, tmp_path / "stack", ignore=without)
-    app = widgets._Inspector(folder, tmp_path)
+    app = widgets.Inspector(folder, tmp_path)
     assert "3 frames on" in app.message.value and "none could be fitted" in app.message.value
     assert "own evaluation rows" in shown(app.card) and "agnews" in shown(app.chain)
     app.text.value = "a text"
@@ -288,27 +223,29 @@ def test_a_stack_without_routers_or_rows_can_be_looked_at(saved, tmp_path, monke
         assert "this stack has no router" in app.message.value
 
 
+def test_routers_are_fitted_on_rows_that_are_given(saved, tmp_path, monkeypatch, data_dir):
+    monkeypatch.delenv("SKILLSTACK_DATA", raising=False)
+    without = shutil.ignore_patterns("routers")
+    folder = shutil.copytree(saved, tmp_path / "stack", ignore=without)
+    app = widgets.Inspector(folder, tmp_path, data_dir)
+    assert "routers: hybrid_chain, centroid" in app.message.value
+    assert (folder / "routers" / "centroid" / "router.json").exists()
+
+
 def test_a_compressed_stack_is_shown(saved, stack, tmp_path):
     small = compression.int8(compression.drop(stack, "agnews", to="qqp"), names=["qqp"])
     folder = small.save_pretrained(tmp_path / "small")
     shutil.copytree(saved / "routers", folder / "routers")
-    app = widgets._Inspector(folder, tmp_path)
+    app = widgets.Inspector(folder, tmp_path)
     assert "2 frames on" in app.message.value, app.message.value
-    assert "What qqp moved" not in app.message.value and len(app.card.children) == 5
+    assert len(app.card.children) == 5
     app.text.value = "class1 agnewsword"
     app.ask_button.click()
     assert "answers" in app.message.value and "answered by" in shown(app.answer)
     assert f"<td>{stack['imdb'].nbytes}</td>" in shown(app.chain)  # whole bytes
 
 
-def test_figures_can_be_drawn(stack, stream):
-    frame = stack["qqp"]
-    assert widgets.training_curve(frame).get_xlabel() == "training step"
-    table = widgets.layer_norms(frame)
-    assert widgets.layer_figure(table, "a title").get_title() == "a title"
-    answers = widgets.own_answers(stack, "agnews", stream[1])
-    assert "answer" in widgets.confusion_figure(answers).get_xlabel()
-    walked = pd.DataFrame({"step": ["passed", "answers"]}, index=["qqp", "agnews"])
-    boxes = [text.get_bbox_patch() for text in widgets.chain_figure(stack, walked).texts]
-    colors = [matplotlib.colors.to_hex(b.get_facecolor()) for b in boxes if b is not None]
-    assert colors[:3] == ["#e8e8e8", "#009e73", "#ffffff"]
+def test_the_view_is_a_widget(saved):
+    view = widgets.inspector(saved, saved.parent)
+    assert "3 frames on" in shown(view)
+    assert {"Answer", "Open"} <= {button.description for button in below(view, "Button")}

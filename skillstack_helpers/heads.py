@@ -1,0 +1,300 @@
+"""What turns the backbone's output into answers: a classification head, or a prompt that writes.
+
+Both kinds have the same methods: `train` on a task, `scores` for texts, and `tensors` to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import training
+from .backbones import Backbone
+from .config import TrainingConfig
+from .errors import SkillStackError
+from .tasks import Task, TaskData
+
+PROMPTS = 32  # per batch; answers do not depend on it beyond numerical noise
+MIN_TEXT_TOKENS = 16  # a prompt must leave room for so many
+
+
+class Evaluation(NamedTuple):
+    """How one adapter and head did on a task's evaluation rows."""
+
+    accuracy: float  # fraction in [0, 1]
+    labels: np.ndarray  # predicted label ids, int64 (n,)
+    logits: np.ndarray  # float32 (n, classes)
+
+
+class _Head:
+    """What both kinds share."""
+
+    backbone: Backbone
+    label_names: tuple[str, ...]
+
+    def train(
+        self,
+        data: TaskData,
+        config: TrainingConfig,
+        rng: np.random.Generator,
+        progress: Callable = tqdm,
+    ) -> list[float]:
+        """Train the backbone's slot (and the head) on a task; returns the loss of every step."""
+        loss, lengths = self.loss(data, config.max_length)
+        parameters = [*self.backbone.lora_parameters.values(), *self.parameters()]
+        return training.train(
+            loss,
+            parameters,
+            lengths,
+            epochs=config.epochs,
+            lr=config.lr or training.default_lr(self.backbone.hidden_size),
+            batch_size=config.batch_size,
+            rng=rng,
+            description=f"train {data.name}",
+            progress=progress,
+        )
+
+    def evaluate(self, data: TaskData, max_length: int, progress: Callable = tqdm) -> Evaluation:
+        """Accuracy and predictions under the slot's adapter on a task's evaluation rows."""
+        scores = self.scores(data.texts("eval"), max_length, f"evaluate {data.name}", progress)
+        labels = scores.argmax(1)
+        return Evaluation(float((labels == data.labels("eval")).mean()), labels, scores)
+
+
+class LinearHead(_Head):
+    """A linear layer on pooled features; a new one draws its weights from N(0, 0.02), bias
+    (encoders only) zero."""
+
+    prompt = None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        label_names: Sequence[str],
+        tensors: Mapping[str, Tensor] | None = None,
+    ):
+        self.backbone, self.label_names = backbone, tuple(label_names)
+        size, bias = (backbone.hidden_size, len(self.label_names)), backbone.kind == "encoder"
+        if tensors is None:
+            self.layer = torch.nn.Linear(*size, bias=bias)
+            torch.nn.init.normal_(self.layer.weight, std=0.02)
+            if bias:
+                torch.nn.init.zeros_(self.layer.bias)
+        else:  # `skip_init`: to answer must not draw from the user's random numbers
+            bias = "bias" in tensors
+            self.layer = torch.nn.utils.skip_init(torch.nn.Linear, *size, bias=bias)
+            self.layer.load_state_dict(dict(tensors))
+        self.layer = self.layer.to(backbone.device).requires_grad_(False)
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.layer.parameters())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A copy on the CPU: weight (classes, hidden), encoders also bias (classes,)."""
+        named = self.layer.named_parameters()
+        return {name: p.detach().to("cpu", copy=True) for name, p in named}
+
+    def loss(self, data: TaskData, max_length: int) -> tuple[Callable, list[int]]:
+        """Mean cross-entropy of training rows, as ``loss(rows)``, and the rows' lengths."""
+        ids = self.backbone.encode(data.texts("train"), max_length)
+        owners = np.zeros(len(ids), dtype=np.int64)
+        return classification_loss([self], ids, data.labels("train"), owners), list(map(len, ids))
+
+    @torch.inference_mode()
+    def scores(
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        description: str = "evaluate",
+        progress: Callable = tqdm,
+    ) -> np.ndarray:
+        """Logits under the slot's present adapter, float32 (n, classes), in input order."""
+        ids = self.backbone.encode(texts, max_length)
+        out = np.empty((len(ids), self.layer.out_features), dtype=np.float32)
+        batches = training.eval_batches([len(row) for row in ids])
+        for batch in training.batch_bar(progress, batches, description):
+            out[batch] = self.layer(_features(self.backbone, ids, batch)).cpu().numpy()
+        return out
+
+
+def _features(backbone: Backbone, ids: Sequence[np.ndarray], rows: np.ndarray) -> Tensor:
+    inputs = training.pad([ids[i] for i in rows], backbone.pad_id, backbone.device)
+    return backbone.features(*inputs)  # (rows, hidden)
+
+
+def classification_loss(
+    heads: Sequence[LinearHead], ids: Sequence[np.ndarray], labels: np.ndarray, owners: np.ndarray
+) -> Callable[[np.ndarray], Tensor]:
+    """``loss(rows)``: mean cross-entropy, each row under the head (an index, (n,)) that owns it."""
+    backbone = heads[0].backbone
+    targets = torch.tensor(labels, dtype=torch.int64, device=backbone.device)
+
+    def loss(rows: np.ndarray) -> Tensor:
+        features = _features(backbone, ids, rows)
+        present, mine = np.unique(owners[rows]), targets[torch.from_numpy(rows)]
+        if len(present) == 1:
+            scores = heads[present[0]].layer(features)
+            return torch.nn.functional.cross_entropy(scores, mine)
+        sums = []
+        for k in present:
+            at = torch.from_numpy(np.flatnonzero(owners[rows] == k)).to(features.device)
+            scores = heads[k].layer(features[at])  # (rows of this head, classes)
+            sums.append(torch.nn.functional.cross_entropy(scores, mine[at], reduction="sum"))
+        return torch.stack(sums).sum() / len(rows)
+
+    return loss
+
+
+# ---------------------------------------------------------------------- heads that write
+
+
+def instruction(task: Task) -> str:
+    """The prompt of a task, with one place ``{text}`` for the rendered row."""
+    labels = ", ".join(label_word(name) for name in task.label_names)
+    return f"Choose the label that fits the text. Labels: {labels}.\n\n{{text}}\n\nLabel:"
+
+
+def label_word(name: str) -> str:
+    """A label name as it is written in prompts and answers: ``not_duplicate``, not duplicate."""
+    return name.replace("_", " ")
+
+
+class PromptHead(_Head):
+    """A prompt around the text, after which the language model writes the label word and an end.
+
+    prompt: a string with one place ``{text}``, see `instruction`. Raises `SkillStackError` for
+    other prompts, for encoders, and for models without an end token or with an output layer that
+    is not tied to the embeddings.
+    """
+
+    def __init__(self, backbone: Backbone, label_names: Sequence[str], prompt: str):
+        if prompt.count("{text}") != 1:
+            raise SkillStackError("a prompt needs one place {text} for the text")
+        if backbone.tokenizer.eos_token_id is None:
+            raise SkillStackError(f"{backbone.name} has no end token, so an answer would not end")
+        _ = backbone.causal_lm  # an encoder, or untied embeddings: one line that says so
+        self.backbone, self.label_names, self.prompt = backbone, tuple(label_names), prompt
+        before, after = prompt.split("{text}")
+        self._before = np.array(backbone.tokenizer(before)["input_ids"], dtype=np.int32)
+        self._after = self._ids(after)
+
+    def parameters(self) -> list[Tensor]:
+        return []
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing: a prompt has no weights."""
+        return {}
+
+    def _ids(self, text: str) -> np.ndarray:
+        clean = text.encode("utf-8", "replace").decode()  # half an emoji becomes "?"
+        ids = self.backbone.tokenizer(clean, add_special_tokens=False)["input_ids"]
+        return np.array(ids, dtype=np.int32)
+
+    def encode(
+        self, texts: Sequence[str], max_length: int, contexts: Sequence[str] | None = None
+    ) -> list[np.ndarray]:
+        """Token ids (length,) of the prompt around each text, at most `max_length` of them.
+
+        A text that is too long loses its middle: the instruction stays, and so do the text's
+        beginning and end, where a question stands. contexts: one more string per text between
+        instruction and text, with room of its own (again `max_length` tokens, the end is cut).
+        """
+        room = max_length - len(self._before) - len(self._after)
+        if room < MIN_TEXT_TOKENS:
+            raise SkillStackError(
+                f"max_length={max_length} leaves {max(room, 0)} tokens for the text beside the "
+                f"instruction; at least {MIN_TEXT_TOKENS} are needed"
+            )
+        bodies = self.backbone.encode(texts, room, middle=True)
+        shown = [self._ids(c)[:max_length] for c in contexts] if contexts is not None else None
+        rows = []
+        for i, body in enumerate(bodies):
+            context = shown[i] if shown is not None else body[:0]
+            rows.append(np.concatenate([self._before, context, body, self._after]))
+        return rows
+
+    def answer_ids(self, label: str) -> np.ndarray:
+        """Token ids of a label word as the answer, with the end token."""
+        end = np.array([self.backbone.tokenizer.eos_token_id], dtype=np.int32)
+        return np.concatenate([self._ids(f" {label_word(label)}"), end])
+
+    def loss(self, data: TaskData, max_length: int) -> tuple[Callable, list[int]]:
+        """Mean cross-entropy of the answers' tokens, as ``loss(rows)``, and the rows' lengths;
+        prompts carry no loss."""
+        backbone = self.backbone
+        prompts = self.encode(data.texts("train"), max_length)
+        words = [self.answer_ids(label) for label in data.task.label_names]
+        answers = [words[label] for label in data.labels("train")]
+        whole = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
+        output = backbone.causal_lm.get_output_embeddings()
+
+        def loss(rows: np.ndarray) -> Tensor:
+            ids, mask = training.pad([whole[i] for i in rows], backbone.pad_id, backbone.device)
+            hidden = backbone.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            at = [
+                (k, len(prompts[i]) - 1 + t)
+                for k, i in enumerate(rows)
+                for t in range(len(answers[i]))
+            ]
+            row, position = torch.tensor(at, device=ids.device).T  # before each answer's token
+            scores = output(hidden[row, position]).float()  # (answer tokens, vocabulary)
+            return torch.nn.functional.cross_entropy(scores, ids[row, position + 1])
+
+        return loss, [len(row) for row in whole]
+
+    @torch.inference_mode()
+    def scores(
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        description: str = "choose",
+        progress: Callable = tqdm,
+        batch_size: int = PROMPTS,
+    ) -> np.ndarray:
+        """log p(label word and end | prompt) under the slot's adapter, float32 (n, classes).
+
+        The prompt is read once; each label word continues from its key-value cache.
+        """
+        lm, device = self.backbone.causal_lm, self.backbone.device
+        prompts = self.encode(texts, max_length)
+        words = [torch.tensor(self.answer_ids(n), dtype=torch.int64, device=device)
+                 for n in self.label_names]  # fmt: skip
+        out = np.empty((len(prompts), len(words)), dtype=np.float32)
+        batches = training.eval_batches([len(row) for row in prompts], batch_size)
+        for batch in training.batch_bar(progress, batches, description):
+            ids, mask = left_pad([prompts[i] for i in batch], self.backbone.pad_id, device)
+            positions = (mask.cumsum(1) - 1).clamp_min(0)
+            read = lm(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            first, cache = read.logits[:, -1].float().log_softmax(-1), read.past_key_values
+            for k, word in enumerate(words):
+                given = word[:-1].expand(len(batch), -1)  # (batch, tokens of the word)
+                new = lm(
+                    input_ids=given,
+                    attention_mask=torch.cat([mask, torch.ones_like(given)], 1),
+                    position_ids=positions[:, -1:] + 1 + torch.arange(len(word) - 1, device=device),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                following = new.logits.float().log_softmax(-1)  # (batch, tokens, vocabulary)
+                rest = word[1:].expand(len(batch), -1)[..., None]
+                later = following.gather(2, rest)[..., 0].sum(1)
+                out[batch, k] = (first[:, word[0]] + later).cpu().numpy()
+                cache.crop(1 - len(word))  # forget the word again
+        return out
+
+
+def left_pad(ids: Sequence[np.ndarray], pad_id: int, device: str) -> tuple[Tensor, Tensor]:
+    """Left-padded ids and mask, int64 (batch, longest of this batch): the prompts end together."""
+    padded, mask = training.pad([row[::-1] for row in ids], pad_id, device)
+    return padded.flip(1), mask.flip(1)

@@ -1,0 +1,1 @@
+"""The lab: keeps and shows what the core measures. The core never imports it."""

@@ -1,0 +1,246 @@
+"""What the notebooks share: the stream, its stack, the router, and the published columns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from .. import metrics
+from ..backbones import Backbone, load_backbone
+from ..config import TrainingConfig
+from ..errors import SkillStackError
+from ..frames import Frame, read_frame
+from ..routers import load_router, make_router, save_router
+from ..stack import SkillStack, read_manifest
+from ..tasks import PRESETS, Task, TaskData, load_task
+from ..training import default_lr
+from .parameters import RunConfig
+from .runs import Run, placed
+
+INSPECTED = ("hybrid_chain", "centroid")  # fitted for the inspector where a stack has no router
+
+
+def load_stream(config: RunConfig, **budget: int) -> list[TaskData]:
+    """The rows of the preset's tasks; budget: `n_train`, `n_router` or `n_eval` to override."""
+    counts = {n: getattr(config, n) for n in ("n_train", "n_router", "n_eval")} | budget
+    names = tqdm(PRESETS[config.preset], desc="load rows", unit="task")
+    where = {"source": config.source, "data_dir": config.data_dir}
+    return [load_task(name, **counts, seed=config.seed, **where) for name in names]
+
+
+def stream_table(stream: Sequence[TaskData]) -> pd.DataFrame:
+    """Family, classes, rows and source of every task."""
+    rows = {
+        data.name: {
+            "family": data.task.family,
+            "classes": len(data.task.label_names),
+            **{split: len(getattr(data, split)) for split in ("train", "router", "eval")},
+            "source": data.source,
+        }
+        for data in stream
+    }
+    return pd.DataFrame.from_dict(rows, "index")
+
+
+# ---------------------------------------------------------------------- stacks
+
+
+def find_stack(
+    config: RunConfig,
+    stream: Sequence[TaskData],
+    backbone: Backbone,
+    prompt: Callable[[Task], str] | None = None,
+) -> Path | None:
+    """A stack below the output folder that was trained on the very rows of this stream, with the
+    same training parameters and backbone; None if there is none.
+
+    Routing and evaluation rows may be others: frames have not seen them.
+    """
+    recipe = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainingConfig)}
+    recipe["lr"] = config.lr or default_lr(backbone.hidden_size)
+
+    def is_this(frame: Frame, data: TaskData) -> bool:
+        same = all(frame.training.get(name) == value for name, value in recipe.items())
+        rows = frame.data.get("train_fingerprint") == data.train_fingerprint
+        rows |= frame.data.get("fingerprint") == data.fingerprint  # all that version 0.1 noted
+        return same and rows and frame.prompt == (prompt(data.task) if prompt else None)
+
+    for path in sorted(placed(config.output_dir).glob("*/stack/stack.json")):
+        manifest = read_manifest(path.parent)
+        names = [entry["name"] for entry in manifest["frames"]]
+        if names != [data.name for data in stream] or manifest.get("decisions"):
+            continue
+        frames = [read_frame(path.parent / "frames" / name) for name in names]
+        same = all(is_this(frame, data) for frame, data in zip(frames, stream, strict=True))
+        if same and not backbone.differs_from(manifest["backbone"]):
+            return path.parent
+    return None
+
+
+def open_or_train(
+    config: RunConfig,
+    stream: Sequence[TaskData],
+    backbone: Backbone,
+    folder: Path,
+    prompt: Callable[[Task], str] | None = None,
+) -> SkillStack:
+    """The stack of this stream: one that another notebook left, else trained into `folder`.
+
+    prompt: makes the prompt of each task (`heads.instruction`), for frames that write.
+    """
+    folder = find_stack(config, stream, backbone, prompt) or folder
+    stack = SkillStack.open(folder, backbone)
+    for data in tqdm([d for d in stream if d.name not in stack], desc="train", unit="task"):
+        stack.grow(data, config, prompt(data.task) if prompt else None)
+        stack.save_pretrained(folder)
+    print(f"{len(stack)} frames in {folder}")
+    return stack
+
+
+def fit_router(
+    name: str, stream: Sequence[TaskData], stack: SkillStack, rows: slice = slice(None), **settings
+):
+    """A router fitted on the routing rows (or some of each task's) of a stream.
+
+    settings: parameters of the router; those it does not have are left out.
+    """
+    texts = [text for data in stream for text in data.texts("router")[rows]]
+    names = [data.name for data in stream for _ in data.texts("router")[rows]]
+    described = {d.name: f"{d.task.family}, {', '.join(d.task.label_names)}" for d in stream}
+    settings = {"backbone": stack.backbone, "stack": stack, "descriptions": described} | settings
+    if stack.frames:  # routers that embed texts read as much of them as the frames do
+        settings = {"max_length": stack.frames[0].training["max_length"]} | settings
+    return make_router(name, **settings).fit(texts, names)
+
+
+# ---------------------------------------------------------------------- the published columns
+
+
+def record_stream(run: Run, matrix: pd.DataFrame, saved: Sequence[float]) -> None:
+    """Summaries of the accuracy matrix of the latest adapter (T, T), and of the saved frames'
+    accuracies at the end (T,), as `latest_drop`, `stack_drop` and so on."""
+    saved, after = np.asarray(saved), np.diag(matrix)  # right after each task was learned
+    n = sum(run.metrics.loc[run.metrics["metric"].eq("saved"), "n"])
+    run.record("acc", metrics.average_accuracy(matrix), n=n)
+    run.record("bwt", metrics.backward_transfer(matrix), n=n)
+    run.record("forgetting", metrics.forgetting(matrix), n=n)
+    run.record("latest_drop", metrics.final_drop(matrix), n=n)
+    run.record("stack_drop", np.mean(after[:-1] - saved[:-1]), n=n)
+    run.record("task_aware", saved.mean(), n=n)
+
+
+def record_routed(run: Run, routes: pd.DataFrame, router: str) -> None:
+    """Summaries of `Answers.routed`: per task, over all texts, and as a mean over tasks."""
+    correct, own = routes["answer"] == routes["truth"], routes["frame"] == routes["task"]
+    tasks, n, by = routes["task"], len(routes), {"router": router}
+    for task in dict.fromkeys(tasks):
+        here = tasks == task
+        on = by | {"eval_task": task, "n": int(here.sum())}
+        run.record("routed", correct[here].mean(), **on)
+        run.record("router_accuracy", own[here].mean(), **on)
+    run.record("routed", correct.groupby(tasks).mean().mean(), **by, n=n)
+    run.record("routed_micro", correct.mean(), **by, n=n)
+    run.record("router_accuracy", own.mean(), **by, n=n)
+    run.record("fallback", routes["fallback"].mean(), **by, n=n)
+    run.record("depth", routes["depth"].mean(), unit="frames", **by, n=n)
+
+
+def describe_stream(run: Run, tasks: pd.DataFrame, routes: pd.DataFrame) -> None:
+    """Print what a run of notebook 01 or 02 measured; tasks: `report.per_task`."""
+    equal = run.metrics.loc[run.metrics["metric"].eq("logits_bit_equal"), "value"]
+    percent = {name: 100 * run.value(name) for name in ("latest_drop", "stack_drop", "task_aware")}
+    by = {"router": run.config.router}
+    percent |= {n: 100 * run.value(n, **by) for n in ("routed", "router_accuracy")}
+    print(f"{len(tasks)} tasks, {run.backbone.name}, seed {run.config.seed},", run.facts["device"])
+    print(
+        f"The latest adapter lost {percent['latest_drop']:.1f} points on earlier tasks; the saved "
+        f"frames lost {percent['stack_drop']:.1f}, and {int(equal.sum())} of {len(equal)} gave "
+        "bit-equal logits."
+    )
+    print(
+        f"With the right frame given, the mean accuracy is {percent['task_aware']:.1f} %; with the "
+        f"router {percent['routed']:.1f} %; the router finds the right frame for "
+        f"{percent['router_accuracy']:.1f} % of the texts."
+    )
+    misrouted = routes[routes["frame"] != routes["task"]]
+    correct = (misrouted["answer"] == misrouted["truth"]).mean()
+    print(f"Of the {len(misrouted)} texts sent to another frame, {100 * correct:.0f} % were")
+    print("answered correctly all the same.")
+    better = tasks.index[tasks["routed stack"] < tasks["latest adapter"]]
+    names = ", ".join(better) or "no task"
+    print(f"The latest adapter beats the routed stack on: {names}.")
+
+
+# ---------------------------------------------------------------------- stacks to look into
+
+
+def find_stacks(root: str | Path = "results") -> list[Path]:
+    """Folders below `root` (relative to the repository) that hold a saved stack, by name."""
+    return sorted(path.parent for path in placed(root).glob("**/stack.json"))
+
+
+def newest_stack(root: str | Path = "results") -> Path:
+    """The stack below `root` that was saved last."""
+    found = find_stacks(root)
+    if not found:
+        raise SkillStackError(f"no saved stack below {root}: run `make demo`, or give stack_dir")
+    return max(found, key=lambda path: (path / "stack.json").stat().st_mtime)
+
+
+def open_stack(folder: str | Path, backbones: dict | None = None) -> SkillStack:
+    """Open a saved stack with the backbone it was made with.
+
+    backbones: loaded ones, (name, dtype, quantization) -> Backbone; used and added to, so that no
+    model is loaded twice. Raises `SkillStackError` in one line for a folder that holds no stack.
+    """
+    folder = placed(folder)
+    made_with = read_manifest(folder)["backbone"]
+    key = tuple(made_with.get(name) for name in ("name", "dtype", "quantization"))
+    if not isinstance(key[0], str):
+        raise SkillStackError(f"{folder / 'stack.json'}: the backbone has no name")
+    backbones = {} if backbones is None else backbones
+    if key not in backbones:
+        backbones[key] = load_backbone(*key)
+    return SkillStack.from_pretrained(folder, backbones[key])
+
+
+def load_rows(frame: Frame, data_dir: str | Path | None = None) -> TaskData:
+    """The rows a frame was trained and evaluated on, loaded again; an error if they are others."""
+    noted = {**frame.training, **frame.data}  # version 0.1 kept the budget in `training`
+    budget = [noted.get(key) for key in ("n_train", "n_router", "n_eval", "seed")]
+    source = "folder" if data_dir else noted.get("source", "auto")
+    if None in budget:
+        raise SkillStackError(f"frame {frame.name!r} does not say which rows it was trained on")
+    data = load_task(frame.task, *budget, source=source, data_dir=data_dir)
+    if data.fingerprint != noted.get("fingerprint"):
+        raise SkillStackError(
+            f"the rows of {frame.task!r} found here are not those that frame {frame.name!r} was "
+            "trained on: set data_dir or SKILLSTACK_DATA to where they are"
+        )
+    return data
+
+
+def stack_routers(
+    stack: SkillStack,
+    folder: str | Path,
+    names: Sequence[str] = INSPECTED,
+    data_dir: str | Path | None = None,
+) -> dict:
+    """The routers saved in a stack's folder; where there is none, fitted on the routing rows of
+    its tasks and saved. names[0] comes first."""
+    folder = placed(folder) / "routers"
+    if saved := sorted(path.parent for path in folder.glob("*/router.json")):
+        saved.sort(key=lambda path: path.name != names[0])
+        return {p.name: load_router(p, backbone=stack.backbone, stack=stack) for p in saved}
+    frames = tqdm(stack.frames, desc="routing rows", unit="task")
+    stream = [load_rows(frame, data_dir) for frame in frames]
+    fitted = {}
+    for name in tqdm(names, desc="fit routers", unit="router"):
+        fitted[name] = fit_router(name, stream, stack)
+        save_router(fitted[name], folder / name)
+    return fitted

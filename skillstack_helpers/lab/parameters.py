@@ -1,0 +1,168 @@
+"""`RunConfig`: every parameter of a notebook, typed and checked before any work starts."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from ..config import TrainingConfig, check_at_least
+from ..errors import SkillStackError, checked_name, did_you_mean
+from ..tasks import PRESETS, SOURCES
+
+# Names only, so that a mistyped one is answered before torch or scikit-learn is loaded; tests hold
+# both against the classes.
+ROUTERS = (
+    "hybrid_svm",
+    "hybrid_chain",
+    "hybrid_embed",
+    "scaffold_blind",
+    "centroid",
+    "profile",
+    "arrow",
+)
+METHODS = (  # of notebook 04, in the order they are run
+    "frames",  # of the stack, and routed: the stack itself
+    "sequential",
+    "tfidf",
+    "tfidf_union",
+    "joint",
+    "independent",
+    "replay",
+    "ewc",
+    "olora",
+    "ewc_replay",
+    "generative_replay",
+)
+# Parameters of a few methods only, and these methods: no part of the identity of other runs.
+_OF_METHODS = {
+    "ewc_strength": ("ewc", "ewc_replay"),
+    "olora_strength": ("olora",),
+    "buffer_size": ("replay", "ewc_replay", "generative_replay"),
+    "n_held_back": ("compression",),
+    "max_loss_pp": ("compression",),
+}
+# Where a run reads and writes does not change what it measures; what it reads (rows, backbone) is
+# compared by content, see `runs.open_run`.
+_PLACES = ("data_dir", "output_dir", "stack_dir", "methods", "notebook")
+_BY_CONTENT = ("model", "dtype", "quantize", "device", "source")
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainingConfig):
+    """Parameters of one run; the defaults are the published hard8 ones (seed 42).
+
+    Raises `SkillStackError` naming the first field that is wrong.
+
+    >>> RunConfig(preset="hard9")
+    Traceback (most recent call last):
+    skillstack_helpers.errors.SkillStackError: unknown preset 'hard9' (did you mean 'hard8'?)
+    """
+
+    notebook: str = ""  # e.g. "01_train_stack"; part of the run id
+    preset: str = "hard8"  # stream of tasks, a key of tasks.PRESETS
+    model: str = "auto"  # backbone: minilm, smollm2-135m, a hub id, a folder, or auto
+    n_train: int = 48  # training rows per class
+    n_router: int = 256  # routing rows per task
+    n_eval: int = 64  # evaluation rows per class
+    router: str = "hybrid_chain"  # one of ROUTERS
+    threshold: float = 0.0  # margin a frame needs to answer in the chain walk
+    methods: str | None = None  # names from METHODS, comma between; None: all that fit
+    ewc_strength: float | None = None  # λ of EWC's penalty; None: searched on routing rows
+    olora_strength: float | None = None  # O-LoRA's λ1; None: searched on routing rows
+    buffer_size: int = 200  # rows that replay may keep
+    n_held_back: int = 512  # rows per task that only the rule of pruning.py sees
+    max_loss_pp: float = 1.0  # points of accuracy that compression may cost
+    dtype: str = "auto"  # float32, bfloat16, or auto (bfloat16 on CUDA, else float32)
+    quantize: str | None = None  # None or "nf4" (bitsandbytes)
+    device: str = "auto"  # cpu, cuda, or auto
+    source: str = "auto"  # folder, hub, embedded, or auto
+    data_dir: str | None = None  # folder source; None: the variable SKILLSTACK_DATA
+    output_dir: str = "results/runs"  # relative to the repository root
+    stack_dir: str | None = None  # a saved stack to look into (notebook 11)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field, known in (
+            ("preset", PRESETS),
+            ("router", ROUTERS),
+            ("source", ("auto", *SOURCES)),
+            ("dtype", ("auto", "float32", "bfloat16")),
+            ("quantize", ("nf4",)),
+        ):
+            if getattr(self, field) is not None:
+                checked_name(getattr(self, field), known, field)
+        for name in self.method_names or ():
+            checked_name(name, METHODS, "method")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device):
+            raise SkillStackError(f"unknown device {self.device!r} (known: auto, cpu, cuda, mps)")
+        if not self.model.strip():
+            raise SkillStackError("model must name a backbone, got an empty string")
+        if not self.output_dir.strip():
+            raise SkillStackError("output_dir must name a folder, got an empty string")
+        check_at_least(self, 1, "n_train", "n_router", "n_eval", "buffer_size", "n_held_back")
+        for name in ("ewc_strength", "olora_strength", "max_loss_pp"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise SkillStackError(f"{name} must not be negative, got {value}")
+
+    @classmethod
+    def from_notebook(cls, namespace: dict, notebook: str) -> RunConfig:
+        """Build the config from the notebook's globals, right after the parameters cell.
+
+        Only what that cell (and the one papermill injects behind it) assigns is a parameter,
+        whatever later cells have bound by now, so a kernel can be run again from there. A name
+        that nobody reads (``-p sede 123``) is an error here instead of a warning.
+        """
+        fields = {f.name for f in dataclasses.fields(cls)} - {"notebook"}
+        names = _assigned(namespace.get("In"), fields)
+        if names is None:  # no notebook: a plain namespace of parameters
+            literals = (str, int, float, bool, list, tuple, dict, type(None))
+            public = {n: v for n, v in namespace.items() if not n.startswith("_")}
+            names = [n for n, v in public.items() if type(v) in literals and n not in ("In", "Out")]
+        for name in names:
+            if name not in fields:
+                raise SkillStackError(f"unknown parameter {name!r}{did_you_mean(name, fields)}")
+        return cls(notebook=notebook, **{name: namespace[name] for name in names})
+
+    @property
+    def method_names(self) -> list[str] | None:
+        """`methods` as a list, None for all."""
+        return None if self.methods is None else [m.strip() for m in self.methods.split(",")]
+
+    def identity(self, method: str = "") -> dict:
+        """What decides what a method measures, beside rows and backbone: the fields that differ
+        from their defaults, so that a new field moves no run."""
+        left_out = {*_PLACES, *_BY_CONTENT}
+        left_out |= {name for name, users in _OF_METHODS.items() if method not in users}
+        fields = [f for f in dataclasses.fields(self) if f.name not in left_out]
+        values = {f.name: getattr(self, f.name) for f in fields}
+        return {f.name: values[f.name] for f in fields if values[f.name] != f.default}
+
+
+def _assigned(cells: list[str] | None, fields: set[str]) -> list[str] | None:
+    """The names bound by the parameters cell executed last, None where there is none.
+
+    A parameters cell is one of plain assignments, at least half of them to fields; it is read
+    together with others of its kind right before it, since papermill injects a second one.
+    """
+    found: list[str] = []
+    for source in reversed(cells or []):
+        names = _plain_assignments(source)
+        known = sum(name in fields for name in names)
+        if names and (2 * known >= len(names) or source.startswith("# Parameters")):
+            found = [*names, *found]
+        elif found:
+            break
+    return list(dict.fromkeys(found)) or None
+
+
+def _plain_assignments(source: str) -> list[str]:
+    """The names a cell binds if it does nothing else, an empty list for any other cell."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # a magic or an unfinished cell
+        return []
+    targets = [s.targets[0] if isinstance(s, ast.Assign) else None for s in statements]
+    names = [t.id for t in targets if isinstance(t, ast.Name)]
+    return names if len(names) == len(statements) else []

@@ -1,0 +1,375 @@
+"""Where runs are kept: a folder each, written so that it can be killed, resumed and read back.
+
+``<output_dir>/<run_id>/``: run.json (what was run, where, on which rows), metrics.csv (tidy, one
+measured number a row) and the tables beside it. Every file is replaced in one step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.resources import files
+from pathlib import Path
+
+import filelock
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ..backbones import Backbone
+from ..config import TrainingConfig
+from ..errors import SkillStackError
+from ..files import explain, read_json, versions, write_atomic
+from ..tasks import TaskData
+from .parameters import RunConfig
+
+COLUMNS = (
+    "run_id",
+    "seed",
+    "model",
+    "preset",
+    "method",
+    "router",
+    "trained_through",
+    "eval_task",
+    "split",
+    "metric",
+    "value",
+    "unit",
+    "n",
+)
+
+
+def repo_root() -> Path:
+    """The checkout this package is installed from (``pip install -e``), else the working
+    directory."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").exists() else Path.cwd()
+
+
+def placed(folder: str | Path) -> Path:
+    """Where a folder given by a user is: relative ones are the repository's."""
+    return repo_root() / Path(folder).expanduser()
+
+
+class Run:
+    """One run's folder; made by `open_run`. A finished run is closed: nothing in it changes."""
+
+    def __init__(self, folder: Path, config: RunConfig, method: str, backbone: Backbone):
+        self.folder, self.config, self.method, self.backbone = folder, config, method, backbone
+        self.facts: dict = {}
+        self.metrics = pd.DataFrame(columns=COLUMNS)
+        self._start = time.perf_counter()
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        return self.facts["status"] == "finished"
+
+    @property
+    def stack_dir(self) -> Path:
+        """Where the run keeps its frames."""
+        return self.folder / "stack"
+
+    def unfinished(self, items: Iterable, step: str) -> Iterator:
+        """The items (names, or what has a name) that this step of the run has not been through,
+        behind a progress bar.
+
+        An item counts when the loop's body has run to its end, so that an interrupted run goes on
+        with the item it was at; of a finished run nothing is left.
+        """
+        done = self.facts.setdefault("done", {}).setdefault(step, [])
+        left = [] if self.finished else [item for item in items if _name(item) not in done]
+        for item in tqdm(left, desc=step, disable=len(left) < 2):
+            yield item
+            done.append(_name(item))
+            self._write_facts()
+
+    def record(
+        self,
+        metric: str,
+        value,
+        *,
+        unit: str = "fraction",
+        trained_through: str = "",
+        eval_task: str = "",
+        split: str = "eval",
+        router: str = "",
+        n: int | None = None,
+    ) -> float:
+        """Add or replace one measured number and write metrics.csv; returns the value.
+
+        value: a number, or an `Evaluation`, of which accuracy and number of rows are kept. What a
+        finished run has on file stays.
+        """
+        n = len(value.labels) if n is None and hasattr(value, "labels") else n or 0
+        value = float(getattr(value, "accuracy", value))
+        if self.finished:
+            return value
+        row = dict(run_id=self.id, seed=self.config.seed, model=_model(self.backbone))
+        row |= dict(preset=self.config.preset, method=self.method, router=router)
+        row |= dict(trained_through=trained_through, eval_task=eval_task, split=split)
+        row |= dict(metric=metric, value=value, unit=unit, n=int(n))
+        keys = ["router", "trained_through", "eval_task", "split", "metric"]
+        same = (self.metrics[keys] == [row[key] for key in keys]).all(axis=1)
+        rows = [*self.metrics[~same].to_dict("records"), row]
+        self.metrics = pd.DataFrame(rows, columns=COLUMNS)
+        self.save("metrics.csv", self.metrics)
+        return value
+
+    def value(self, metric: str, **where: str) -> float:
+        """One recorded number; where: values of columns, by default those of the whole run (no
+        task). NaN where it was not measured."""
+        where = {"trained_through": "", "eval_task": ""} | where | {"metric": metric}
+        found = self.metrics[(self.metrics[list(where)] == list(where.values())).all(axis=1)]
+        return float(found["value"].iloc[0]) if len(found) else math.nan
+
+    def matrix(self, tasks: Sequence[str | TaskData]) -> pd.DataFrame:
+        """acc[i, j] as fractions: rows trained through, columns evaluated on, NaN if missing."""
+        tasks = [_name(task) for task in tasks]
+        cells = [
+            [self.value("accuracy", trained_through=i, eval_task=j) for j in tasks] for i in tasks
+        ]
+        return pd.DataFrame(cells, index=pd.Index(tasks, name="trained_through"), columns=tasks)
+
+    def table(
+        self, name: str, make: Callable[[], pd.DataFrame], index_col: int | None = None
+    ) -> pd.DataFrame:
+        """The run's table of that name: read, or made, written and read."""
+        if not (self.folder / name).exists():
+            self.save(name, make())
+        return self.read(name, index_col)
+
+    def save(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table beside metrics.csv: .csv, .parquet or .jsonl by its name."""
+        index = not isinstance(table.index, pd.RangeIndex)
+        if name.endswith(".parquet"):
+            content = table.to_parquet(index=index)
+        elif name.endswith(".jsonl"):
+            content = table.to_json(orient="records", lines=True)
+        else:
+            content = table.to_csv(index=index, lineterminator="\n")
+        self._write(name, content)
+
+    def read(self, name: str, index_col: int | None = None) -> pd.DataFrame:
+        """Read such a table back."""
+        path = self.folder / name
+        if not path.exists():
+            raise SkillStackError(f"{path} is missing")
+        if name.endswith(".parquet"):
+            return pd.read_parquet(path)
+        if name.endswith(".jsonl"):
+            return pd.read_json(path, lines=True)
+        return pd.read_csv(path, index_col=0 if name == "matrix.csv" else index_col)
+
+    def figure(self, name: str, drawn) -> None:
+        """Keep a figure (or an axes' figure) as <name>.png, and show it."""
+        import matplotlib.pyplot as plt
+
+        figure = drawn if hasattr(drawn, "savefig") else drawn.figure
+        figure.savefig(self.folder / f"{name}.png", dpi=150, bbox_inches="tight")
+        plt.show()
+
+    def alike(self) -> pd.DataFrame:
+        """The metrics of all finished runs of this notebook on the same preset, model and budget,
+        whatever seed and method."""
+        same = {"preset": self.config.preset, "model": _model(self.backbone)}
+        same |= {"notebook": self.config.notebook, "budget": budget(vars(self.config))}
+        return load_runs(self.config.output_dir, **same)
+
+    def finish(self) -> None:
+        """Mark the run finished and let others open it."""
+        if not self.finished:
+            self.facts |= {"status": "finished", "finished": _now()}
+            self._write_facts()
+            self._lock.release()
+
+    def _write_facts(self) -> None:
+        spent, self._start = time.perf_counter() - self._start, time.perf_counter()
+        self.facts["seconds"] = round(self.facts.get("seconds", 0.0) + spent, 1)
+        self._write("run.json", json.dumps(self.facts, indent=1) + "\n")
+
+    def _write(self, name: str, content: str | bytes) -> None:
+        try:
+            write_atomic(self.folder / name, content)
+        except OSError as error:
+            raise SkillStackError(f"cannot write {self.folder / name}: {explain(error)}") from None
+
+
+def open_run(
+    config: RunConfig, stream: Sequence[TaskData], backbone: Backbone, method: str = "stack"
+) -> Run:
+    """The folder of this run: new, interrupted (it goes on), or finished (nothing is left to do).
+
+    A run is what it measures: parameters, rows and backbone by content, not by path. On other rows
+    or weights it is another run. Raises `SkillStackError` if the folder cannot be written or
+    another process works in it.
+    """
+    folder = placed(config.output_dir) / run_id(config, stream, backbone, method)
+    run = Run(folder, config, method, backbone)
+    path = folder / "run.json"
+    if not path.exists() or read_facts(folder)["status"] != "finished":
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            run._lock = filelock.FileLock(folder / ".lock", is_singleton=True)
+            run._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise SkillStackError(f"another process is working on {folder}") from None
+        except OSError as error:
+            raise SkillStackError(f"cannot write to {folder}: {explain(error)}") from None
+    fields = {k: v for k, v in vars(config).items() if k not in ("data_dir", "output_dir")}
+    code = {"versions": versions(), **_git()}
+    if not path.exists():
+        run.facts = {"run_id": folder.name, "status": "running", "started": _now()}
+        run.facts |= {"config": fields, "method": method, **code}
+        run.facts["data"] = _rows(stream)
+        run.facts |= {"backbone": backbone.identity(), "device": describe_device(backbone.device)}
+    else:
+        run.facts = read_facts(folder)  # behind the lock: it may have been finished meanwhile
+        if (folder / "metrics.csv").exists():
+            run.metrics = read_metrics(folder / "metrics.csv")
+    if run.finished:
+        print(f"{run.id} is finished: its numbers are read. To measure again, delete")
+        print(f"{folder} or set another output_dir.")
+        return run
+    if path.exists():
+        run.facts.setdefault("resumed", []).append({"started": _now(), **code})
+    for stale in folder.glob(".tmp-*"):  # left behind by a killed process
+        stale.unlink()
+    run._write_facts()
+    return run
+
+
+def run_id(
+    config: RunConfig, stream: Sequence[TaskData], backbone: Backbone, method: str = "stack"
+) -> str:
+    """``<notebook>-<preset>-<model>-<method>-s<seed>-<hash8>``; what is measured makes the hash."""
+    revision = {key: backbone.identity()[key] for key in ("revision", "dtype", "quantization")}
+    rows = {name: row["fingerprint"] for name, row in _rows(stream).items()}
+    device = backbone.device.partition(":")[0]
+    return hashed_id(config, method, _model(backbone).split()[0], revision, rows, device)
+
+
+def hashed_id(
+    config: RunConfig, method: str, model: str, revision: Mapping, rows: Mapping, device: str
+) -> str:
+    """The id from its parts."""
+    what = {"config": config.identity(method), "backbone": revision, "rows": rows, "device": device}
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    model = re.sub(r"[^a-z0-9_.]+", "_", model.split("/")[-1].lower())
+    parts = (config.notebook, config.preset, model, method, f"s{config.seed}", digest)
+    return "-".join(part for part in parts if part)
+
+
+def _rows(stream: Sequence[TaskData]) -> dict:
+    return {d.name: {"source": d.source, "fingerprint": d.fingerprint} for d in stream}
+
+
+def _name(item) -> str:
+    return str(getattr(item, "name", item))
+
+
+def _model(backbone: Backbone) -> str:
+    """The backbone as it is named in tables: of a folder the last part, with its quantization."""
+    name = backbone.name
+    name = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
+    return " ".join(filter(None, (name, backbone.quantize)))
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_facts(folder: Path) -> dict:
+    """run.json of a run's folder."""
+    try:
+        return read_json(Path(folder) / "run.json", ("status", "run_id", "config"))
+    except SkillStackError as error:
+        raise SkillStackError(f"{error}; delete the folder") from None
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """One metrics.csv."""
+    try:
+        table = pd.read_csv(path, keep_default_na=False, dtype={"seed": int})
+        table["value"] = pd.to_numeric(table["value"].replace("", "nan"))
+        return table[list(COLUMNS)]
+    except (OSError, ValueError, KeyError) as error:
+        raise SkillStackError(f"{path} is damaged: {error}") from None
+
+
+def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame:
+    """The metrics of all finished runs below a folder, one table; where: values of its columns.
+
+    Columns: those of metrics.csv, notebook, and budget (what was spent on training and rows, see
+    `budget`): only runs of one model and budget may be averaged.
+    """
+    tables = [pd.DataFrame(columns=[*COLUMNS, "notebook", "budget"])]
+    for path in sorted(placed(folder).glob("*/run.json")):
+        facts = read_facts(path.parent)
+        if facts["status"] == "finished":
+            more = {"notebook": facts["config"].get("notebook", "")}
+            more |= {"budget": budget(facts["config"])}
+            tables.append(read_metrics(path.parent / "metrics.csv").assign(**more))
+    table = pd.concat(tables[1:] or tables, ignore_index=True)
+    return table[(table[list(where)] == list(where.values())).all(axis=1)] if where else table
+
+
+def budget(config: Mapping) -> str:
+    """What a run spends on training and rows, in words; missing parameters have their defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+    names = ["n_train", "n_router", "n_eval", "n_held_back"]
+    names += [f.name for f in dataclasses.fields(TrainingConfig) if f.name != "seed"]
+    return ", ".join(f"{name} {({**defaults, **config})[name]}" for name in names)
+
+
+def load_published() -> pd.DataFrame:
+    """Every published number, with its source and the words it was published under."""
+    folder = files("skillstack_helpers") / "published"
+    paths = sorted(p for p in folder.iterdir() if p.name.endswith(".csv"))
+    tables = [pd.read_csv(path.open(encoding="utf-8"), keep_default_na=False) for path in paths]
+    return pd.concat(tables, ignore_index=True)
+
+
+# ---------------------------------------------------------------------- the machine
+
+
+def describe_device(device: str) -> str:
+    """The processor that does the work, e.g. ``cpu: AMD EPYC, 2 threads``."""
+    import torch
+
+    if device.startswith("cuda"):
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    model = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        model = found.group(1) if found else model
+    except OSError:
+        pass
+    return f"{device}: {model}, {torch.get_num_threads()} threads"
+
+
+def _git() -> dict:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(repo_root()), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # What runs leave under results/runs does not make the code another one.
+        dirty = bool(git("status", "--porcelain", "--", ".", ":(exclude)results/runs"))
+        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

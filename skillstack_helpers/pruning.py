@@ -1,0 +1,205 @@
+"""The rule: which frames a stack can do without, decided on held-back rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import norm
+from tqdm.auto import tqdm
+
+from .answers import Answers
+from .compression import MERGES, drop, families, merge
+from .errors import SkillStackError, checked_name
+from .frames import Frame
+from .stack import SkillStack
+
+
+class Loss(NamedTuple):
+    """What a change costs, in fractions summed over tasks.
+
+    >>> Loss(total=0.02, variance=0.0001, losses=3, gains=1).upper(n_tasks=2, confidence=0.5)
+    0.01
+    """
+
+    total: float  # sum over tasks of the mean loss in right answers
+    variance: float  # of that sum
+    losses: int  # rows right before and wrong after
+    gains: int  # rows wrong before and right after
+
+    def upper(self, n_tasks: int, confidence: float) -> float:
+        """One-sided upper confidence bound of the mean loss over tasks."""
+        return float(self.total + norm.ppf(confidence) * self.variance**0.5) / n_tasks
+
+
+def paired_loss(
+    before: np.ndarray, after: np.ndarray, tasks: np.ndarray, touched: np.ndarray
+) -> Loss:
+    """Loss from `before` to `after`, two bool arrays (n,) about the same rows.
+
+    Per task the difference of two paired proportions with half a row added to each of the four
+    cells (Agresti and Min 2005), so that a handful of rows without a loss is no proof. Tasks none
+    of whose rows is `touched` (answered by another frame than before) lose nothing.
+    """
+    total = variance = 0.0
+    for task in dict.fromkeys(tasks[touched]):
+        mine = tasks == task
+        lost = int((before & ~after)[mine].sum())
+        won = int((after & ~before)[mine].sum())
+        n = int(mine.sum()) + 2
+        total += (lost - won) / n
+        variance += (lost + won + 1 - (lost - won) ** 2 / n) / n**2
+    return Loss(total, variance, int((before & ~after).sum()), int((after & ~before).sum()))
+
+
+def prune(
+    stack: SkillStack,
+    router,
+    choice: Answers,
+    held_back: Answers,
+    max_loss_pp: float = 1.0,
+    confidence: float = 0.95,
+    merge_by: str | None = "svd",
+    progress: Callable = tqdm,
+) -> SkillStack:
+    """Reuse, merge or keep: the smallest stack whose expected loss in routed answers stays below
+    `max_loss_pp`, points of accuracy, as far as one frame at a time gets.
+
+    Another frame with the same label names may substitute for a frame. Which one is chosen on
+    `choice` (rows such as the routing ones, each asked of its own task's frame). Whether that is
+    good enough is decided on `held_back`, rows that neither frames nor router nor choice have
+    seen, routed by `router`: the upper confidence bound (one-sided, `confidence`) of the loss
+    against the stack as it was before any decision, mean over tasks, must not exceed the bound.
+    Where reuse fails, a merge of the two is tried, by the method `merge_by` (None: no merge).
+
+    The bound holds for each decision, not for all of them together. Every decision is in
+    ``stack.decisions`` with its evidence: rows, losses, gains, loss and upper bound in points.
+    """
+    if not 0 < confidence < 1:
+        raise SkillStackError(f"confidence must be between 0 and 1, got {confidence}")
+    if not max_loss_pp >= 0:
+        raise SkillStackError(f"max_loss_pp must not be negative, got {max_loss_pp}")
+    if merge_by is not None:
+        checked_name(merge_by, MERGES, "merge")
+    for rows, word in ((choice, "choice"), (held_back, "held_back")):
+        for frame in stack.frames:
+            if frame.name not in rows.tasks:
+                raise SkillStackError(f"{word} has no rows of task {frame.name!r}")
+    rule = _Rule(stack, router, choice, held_back, max_loss_pp, confidence)
+    current, refused = stack, {}
+    with progress(desc="prune", unit="decision") as bar:
+        while (step := rule.step(current, merge_by, refused)) is not None:
+            current = step
+            bar.update()
+    current = current.copy()
+    for frame in current.frames:
+        why = refused.get(frame.name, {"reason": "no other frame has these labels"})
+        current.decisions.append({"kind": "keep", "frames": [frame.name], **why})
+    return current
+
+
+def admit(
+    stack: SkillStack, frame: Frame, router, choice: Answers, held_back: Answers, **options
+) -> SkillStack:
+    """Take in a newly trained frame online: `prune`, with the same options, on the stack with the
+    frame, so that it is kept, replaced by another, replaces others, or is merged.
+
+    The bound is for the mean over the tasks so far. The losses of earlier decisions are carried
+    along, since the frames they were measured against may be gone.
+    """
+    if frame.name in stack:
+        raise SkillStackError(f"frame {frame.name!r} is already in the stack")
+    if frame.parent is not None and frame.parent not in stack:
+        raise SkillStackError(f"frame {frame.name!r}: its parent {frame.parent!r} is unknown")
+    new = prune(stack.copy([*stack.frames, frame]), router, choice, held_back, **options)
+    before, own = len(stack.decisions), [frame.name]
+    made = new.decisions[before:]
+    new.decisions[before:] = [d for d in made if d["kind"] != "keep" or d["frames"] == own]
+    return new
+
+
+class _Rule:
+    """The test of one call of `prune`, and its search for the next step."""
+
+    def __init__(self, stack, router, choice, held_back, max_loss_pp, confidence):
+        self.choice, self.held_back = choice, held_back
+        self.max_loss_pp, self.confidence = max_loss_pp, confidence
+        self.rows = np.flatnonzero([task in stack for task in held_back.tasks])
+        self.tasks = held_back.tasks[self.rows]
+        self.picks = router.predict([held_back.texts[i] for i in self.rows])
+        self.stack = stack  # as it was; asked only about rows whose frame changes
+        self.answering = self._frames(stack)
+        spent = [d for d in stack.decisions if d.get("accepted") and not d.get("undone")]
+        self.spent = Loss(*(sum(d[field] for d in spent) for field in Loss._fields))
+        self.noted = Loss(0.0, 0.0, 0, 0)  # of the steps accepted in this call
+
+    def _frames(self, stack) -> np.ndarray:
+        """The frame that answers each row."""
+        frames = {name: stack[name] for name in dict.fromkeys(self.picks)}
+        return np.array([frames[name] for name in self.picks], dtype=object)
+
+    def test(self, trial: SkillStack) -> dict:
+        """Evidence for or against a stack; `total` to `gains` are what this step adds."""
+        touched = self._frames(trial) != self.answering
+        before, after = np.zeros((2, len(self.rows)), dtype=bool)
+        for right, stack in ((before, self.stack), (after, trial)):
+            right[touched] = self.held_back.right(stack, self.picks[touched], self.rows[touched])
+        call = paired_loss(before, after, self.tasks, touched)
+        whole = Loss(*(a + b for a, b in zip(self.spent, call, strict=True)))
+        n_tasks = len(set(self.tasks))
+        upper = 100 * whole.upper(n_tasks, self.confidence)
+        step = [a - b for a, b in zip(call, self.noted, strict=True)]
+        accepted = upper <= self.max_loss_pp
+        if accepted:
+            self.noted = call
+        return {
+            "accepted": accepted,
+            "tasks": n_tasks,
+            "rows": len(self.rows),
+            "loss_pp": 100 * whole.total / n_tasks,
+            "upper_pp": upper,
+            "max_loss_pp": self.max_loss_pp,
+            "confidence": self.confidence,
+        } | dict(zip(Loss._fields, step, strict=True))
+
+    def step(self, stack: SkillStack, merge_by: str | None, refused: dict) -> SkillStack | None:
+        """The first change that passes, cheapest first on the `choice` rows; None if none does.
+
+        refused: frame -> why it was not replaced, pair of frames -> why it was not merged; filled
+        here.
+        """
+        for loss, name, to in self._options(stack):
+            both = frozenset((name, to))
+            for what in (name, both) if merge_by and both not in refused else (name,):
+                try:
+                    pair = [name, to]
+                    trial = drop(stack, *pair) if what is name else merge(stack, pair, merge_by)
+                except SkillStackError as error:  # e.g. another frame reads its adapter
+                    if what is name:
+                        refused.setdefault(name, {"reason": str(error)})
+                    continue
+                evidence = {"choice_loss": float(loss), **self.test(trial)}
+                if evidence["accepted"]:
+                    trial.decisions[-1].update(evidence)
+                    refused.pop(name, None)
+                    return trial
+                refused[what] = {"by": to, **evidence}
+        return None
+
+    def _options(self, stack: SkillStack) -> list[tuple[float, str, str]]:
+        """For each frame the best substitute: (loss summed over its tasks, frame, substitute)."""
+        owner = {t: stack[t].name for t in dict.fromkeys(self.choice.tasks) if t in stack}
+        owners = np.array([owner.get(task) for task in self.choice.tasks], dtype=object)
+        options = []
+        for names in families(stack):
+            for name in names:
+                rows = np.flatnonzero(owners == name)
+                own = self.choice.right(stack, name, rows)
+                found = []
+                for to in names:
+                    if to != name:
+                        lost = own.astype(float) - self.choice.right(stack, to, rows)
+                        found.append((self.choice.accuracy(lost, rows).sum(), name, to))
+                options.append(min(found))
+        return sorted(options)

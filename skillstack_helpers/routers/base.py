@@ -1,0 +1,231 @@
+"""What all routers share: scikit-learn's contract, the walk, and the temperature."""
+
+from __future__ import annotations
+
+import numbers
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from ..errors import SkillStackError
+
+CALIBRATION_FOLDS = 3  # and the fewest texts of a frame that a temperature is fitted on
+
+
+class Router(ClassifierMixin, BaseEstimator):
+    """A scikit-learn classifier from texts to frames.
+
+    A method defines ``_fit(texts, names)``, ``_scores(texts)`` and, if it can take a frame without
+    the old texts, ``_add(texts, names, new)``; a rule other than the best score is its `_choose`.
+
+    Columns and `classes_` are in stack order, oldest frame first: that in which the names first
+    appear in `fit`. Names are strings, or integers that count up from the oldest frame. Few tools
+    of scikit-learn need to know: those that encode the labels (``cross_val_predict(...,
+    method="predict_proba")``, voting) get columns in the order they expect, but scorers of
+    probabilities (``neg_log_loss``, ``roc_auc_ovr``) assume sorted labels, so give them integers.
+    Scores have one column a frame also where there are two, or one.
+    """
+
+    _renamed: ClassVar[dict[str, str]] = {}  # parameters of routers saved by version 0.1
+
+    def fit(self, texts: Sequence[str], frame_names: Sequence[str]) -> Router:
+        """Learn which texts belong to which frame; forgets every earlier fit.
+
+        Raises `SkillStackError` unless texts are strings and there is a name for each.
+        """
+        texts, names = _paired(texts, frame_names)
+        self.frames_ = _in_stack_order(names)
+        self.temperature_ = 1.0
+        self._fit(texts, names)
+        return self
+
+    def partial_fit(self, texts: Sequence[str], frame_names: Sequence[str]) -> Router:
+        """Add new frames; the texts of the frames that are there already are not needed.
+
+        Raises `SkillStackError` for a method that must see the old texts again, and for a frame
+        that is already known. The temperature stays as it was fitted.
+        """
+        if not hasattr(self, "frames_"):
+            return self.fit(texts, frame_names)
+        if not hasattr(self, "_add"):
+            raise SkillStackError(
+                f"{type(self).__name__} cannot add a frame without the old texts: fit it anew"
+            )
+        texts, names = _paired(texts, frame_names, self.frames_)
+        new = _in_stack_order(names)
+        if known := [name for name in new if name in self.frames_]:
+            raise SkillStackError(f"frame {known[0]!r} is already in the router")
+        self._add(texts, names, new)
+        self.frames_ = [*self.frames_, *new]
+        return self
+
+    def _choose(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Columns, depth and fallback, each (n,), of scores (n, frames)."""
+        return scores.argmax(1), np.full(len(scores), np.nan), np.zeros(len(scores), bool)
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """The frames' names in stack order, (frames,): objects, or int64."""
+        return np.array(self.frames_, dtype=object if isinstance(self.frames_[0], str) else int)
+
+    def decision_function(self, texts: Sequence[str]) -> np.ndarray:
+        """Score of each frame for each text, (n, frames), columns in stack order."""
+        check_is_fitted(self)
+        texts = checked_texts(texts)
+        return self._scores(texts) if texts else np.empty((0, len(self.frames_)))
+
+    def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
+        """Calibrated probability of each frame, (n, frames), rows sum to 1.
+
+        Softmax of the scores over a temperature, fitted on scores of texts that the scorer had
+        not seen (`fit_temperature`). Without three texts a frame it stays 1.
+        """
+        return softmax(self.decision_function(texts) / self.temperature_, axis=1)
+
+    def predict(self, texts: Sequence[str]) -> np.ndarray:
+        """Name of the chosen frame for each text, (n,)."""
+        return self.route(texts)["frame"].to_numpy()
+
+    def route(self, texts: Sequence[str]) -> pd.DataFrame:
+        """One row a text: frame, score, depth (frames visited; NaN without a walk), fallback."""
+        return self.route_scores(self.decision_function(texts))
+
+    def route_scores(self, scores: np.ndarray) -> pd.DataFrame:
+        """`route`, for scores (n, frames) that `decision_function` has given already."""
+        check_is_fitted(self)
+        scores = np.asarray(scores)
+        if scores.ndim != 2 or scores.shape[1] != len(self.frames_):
+            raise SkillStackError(
+                f"scores must be (texts, {len(self.frames_)} frames), got {scores.shape}"
+            )
+        chosen, depth, fallback = self._choose(scores)
+        score = scores[np.arange(len(scores)), chosen]
+        routes = {"frame": self.classes_[chosen], "score": score}
+        return pd.DataFrame(routes | {"depth": depth, "fallback": fallback})
+
+    def _calibrate(self, scores: np.ndarray, names: list) -> None:
+        if len(self.frames_) > 1 and min(Counter(names).values()) >= CALIBRATION_FOLDS:
+            self.temperature_ = fit_temperature(scores, self.frames_, names)
+
+    def _state(self) -> dict:
+        """What was learned, to be saved: attribute -> array, or what JSON can hold."""
+        return {name: value for name, value in vars(self).items() if name.endswith("_")}
+
+    def _restore(self, state: dict) -> None:
+        """Take back what `_state` gave; raises ValueError for what it cannot have given."""
+        for name in state:
+            if not re.fullmatch(r"[a-z][a-z_]*_", name):
+                raise ValueError(f"unexpected {name!r}")
+        vars(self).update(state)
+        names = self.frames_ if isinstance(self.frames_, list) else []
+        if {type(name) for name in names} not in ({str}, {int}):
+            raise ValueError("'frames_' is not a list of names")
+
+    def __sklearn_clone__(self) -> Router:
+        """The unfitted router for scikit-learn's `clone`: backbone and stack are shared."""
+        return type(self)(**self.get_params(deep=False))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string, tags.input_tags.two_d_array = True, False
+        return tags
+
+
+def walk(scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Walk from the latest frame to its parents: the first score above `threshold` answers.
+
+    scores: (n, frames), oldest frame first. Returns the chosen columns (n,), the number of frames
+    visited (n,), and whether nobody exceeded the threshold, so that the best score answers (n,).
+
+    >>> walk(np.array([[0.9, 0.2], [0.9, -1.0], [-2.0, -1.0]]), threshold=0.0)
+    (array([1, 0, 1]), array([1., 2., 2.]), array([False, False,  True]))
+    """
+    latest_first = scores[:, ::-1] > threshold
+    fallback = ~latest_first.any(1)
+    first = latest_first.argmax(1)
+    chosen = np.where(fallback, scores.argmax(1), scores.shape[1] - 1 - first)
+    depth = np.where(fallback, scores.shape[1], first + 1).astype(float)
+    return chosen, depth, fallback
+
+
+def fit_temperature(scores: np.ndarray, columns: Sequence[str], names: Sequence[str]) -> float:
+    """The temperature T for which softmax(scores / T) fits the names best (Guo et al. 2017).
+
+    scores: (n, frames), out of sample, one column a frame in the order of `columns`; names: the
+    true frame of each row. T lies in exp(-10) .. exp(10) and minimizes the negative log
+    likelihood, which is convex in 1 / T.
+    """
+    scores, column = np.asarray(scores, np.float64), {name: k for k, name in enumerate(columns)}
+    true = (np.arange(len(scores)), [column[name] for name in names])
+
+    def loss(log_inverse: float) -> float:
+        return -log_softmax(scores * np.exp(log_inverse), axis=1)[true].mean()
+
+    found = minimize_scalar(loss, bounds=(-10, 10), method="bounded", options={"xatol": 1e-10})
+    return float(np.exp(-found.x))
+
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list, or an error if they are anything but strings."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        what = "one string" if isinstance(texts, str) else repr(texts)
+        raise SkillStackError(f"texts must be a sequence of strings, got {what}")
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise SkillStackError(f"texts must be strings, got {text!r}")
+    return texts
+
+
+def _paired(texts: Iterable[str], frame_names: Iterable, known: Sequence = ()) -> tuple:
+    """Texts, and names of the same kind as those `known`: all str or all int."""
+    texts = checked_texts(texts)
+    if isinstance(frame_names, str) or not isinstance(frame_names, Iterable):
+        raise SkillStackError(f"frame names must be one per text, got {frame_names!r}")
+    names = list(frame_names)
+    if len(texts) != len(names):
+        raise SkillStackError(f"{len(texts)} texts but {len(names)} frame names")
+    if not texts:
+        raise SkillStackError("a router needs at least one text to fit")
+    kind = str if isinstance([*known, *names][0], str) else numbers.Integral
+    for name in names:
+        if not isinstance(name, kind) or isinstance(name, bool):
+            raise SkillStackError(f"frame names must be strings (or all integers), got {name!r}")
+    return texts, [str(name) if kind is str else int(name) for name in names]
+
+
+def _in_stack_order(names: list) -> list:
+    """Each name once: strings by first appearance, integers counting up."""
+    names = list(dict.fromkeys(names))
+    return names if isinstance(names[0], str) else sorted(names)
+
+
+def places(names: Sequence) -> np.ndarray:
+    """How many texts of the same frame come before each text, (n,)."""
+    return pd.Series(names).groupby(np.array(names)).cumcount().to_numpy()
+
+
+def needed(given, parameter: str):
+    """A backbone or stack that was given, or an error that says which parameter to pass."""
+    if given is None:
+        raise SkillStackError(f"this router reads a model: pass {parameter}=")
+    return given
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1 along the last axis; a zero vector stays zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(length, 1e-12)
+
+
+def depths(states: np.ndarray) -> np.ndarray:
+    """Pooled hidden states (n, layers, hidden) as (n, layers * hidden), each layer of length 1."""
+    return unit(states).reshape(len(states), -1)

@@ -1,0 +1,404 @@
+"""`SkillStack`: a chain of immutable LoRA frames over one frozen backbone.
+
+One adapter is trained through the stream. After each task its weights, the task's head and what
+was measured are frozen as a `Frame` that points to its parent. The last frame is also the latest
+sequential adapter, which forgets; an earlier frame, picked again, cannot.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from .backbones import Backbone
+from .config import TrainingConfig
+from .errors import SkillStackError, did_you_mean
+from .files import digest, explain, file_sha256, versions, write_atomic
+from .frames import (
+    NAME,
+    SCHEMA,
+    Frame,
+    Weights,
+    check_frame_name,
+    read_frame,
+    read_schema,
+    weights_digest,
+    write_frame,
+)
+from .heads import Evaluation, LinearHead, PromptHead
+from .tasks import TaskData
+from .training import default_lr, seeded
+
+
+class Prediction(NamedTuple):
+    """Answers to n texts, in input order."""
+
+    labels: np.ndarray  # label ids, int64 (n,)
+    probabilities: np.ndarray  # softmax, float32 (n, most classes of the frames asked); 0 beyond
+    label_names: np.ndarray  # str (n,)
+
+
+class SkillStack:
+    """Frames in the order they were learned, over one backbone.
+
+    >>> from skillstack_helpers import SkillStack, TrainingConfig, load_backbone, load_task
+    >>> stack = SkillStack(load_backbone("minilm", device="cpu"))
+    >>> data = load_task("bbc", n_train=2, n_router=5, n_eval=2, seed=0, source="embedded")
+    >>> frame = stack.grow(data, TrainingConfig(epochs=1, max_length=32))
+    >>> stack.predict(["The bank raised its rates."], frame="bbc").probabilities.shape
+    (1, 5)
+    """
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+        self.frames: list[Frame] = []
+        # Frames that were left out and which one answers for each: name -> {"to", "parent", ...},
+        # and what was decided on which evidence; both written by compression.py.
+        self.dropped: dict[str, dict] = {}
+        self.decisions: list[dict] = []
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.dropped or any(frame.name == name for frame in self.frames)
+
+    def __getitem__(self, name: str) -> Frame:
+        """The frame of that name, or the one that answers for it if it was dropped."""
+        answering = name
+        while answering in self.dropped:
+            answering = self.dropped[answering]["to"]
+        for frame in self.frames:
+            if frame.name == answering:
+                return frame
+        names = [frame.name for frame in self.frames] + list(self.dropped)
+        raise SkillStackError(f"unknown frame {name!r}{did_you_mean(str(name), names)}")
+
+    def copy(self, frames: Sequence[Frame] | None = None) -> SkillStack:
+        """A stack of its own on the same backbone and frames (or `frames`), which never change."""
+        new = SkillStack(self.backbone)
+        new.frames = list(self.frames if frames is None else frames)
+        new.dropped, new.decisions = copy.deepcopy((self.dropped, self.decisions))
+        return new
+
+    def __deepcopy__(self, memo) -> SkillStack:
+        return self.copy()
+
+    def chain(self) -> list[Frame]:
+        """The frames from the latest along the parents to the root, dropped ones left out."""
+        walk, name = [], self.frames[-1].name if self.frames else None
+        while name is not None:
+            if name in self.dropped:
+                name = self.dropped[name]["parent"]
+            else:
+                walk.append(self[name])
+                name = walk[-1].parent
+        return walk
+
+    # ------------------------------------------------------------------ learning
+
+    def grow(
+        self,
+        data: TaskData,
+        config: TrainingConfig,
+        prompt: str | None = None,
+        progress: Callable = tqdm,
+    ) -> Frame:
+        """Train on a task, freeze, append.
+
+        The adapter starts from where the latest frame ended, with a new head; with a `prompt`
+        (`heads.instruction`) there is no head, and the frame learns to write the label word. The
+        frame is evaluated on the task's own evaluation rows before it is frozen.
+        """
+        name = check_frame_name(data.name)
+        if name in self:
+            raise SkillStackError(f"frame {name!r} is already in the stack")
+        backbone, parent = self.backbone, self.frames[-1] if self.frames else None
+        labels = data.task.label_names
+        if prompt is not None:
+            head = PromptHead(backbone, labels, prompt)
+        self._use_slot(config.lora_r, config.lora_alpha)
+        with seeded(config.seed, len(self.frames)) as rng:
+            if parent is None:
+                backbone.reset_lora()
+            else:
+                backbone.write_lora(parent.weights().lora, parent.name)
+            if prompt is None:
+                head = LinearHead(backbone, labels)
+            start = time.perf_counter()
+            losses = head.train(data, config, rng, progress)
+            seconds = time.perf_counter() - start
+        evaluated = head.evaluate(data, config.max_length, progress)
+        training = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainingConfig)}
+        training["lr"] = config.lr or default_lr(backbone.hidden_size)
+        rows = {"source": data.source, "fingerprint": data.fingerprint}
+        rows |= {"train_fingerprint": data.train_fingerprint} | dict(data.budget)
+        measured = {"accuracy": evaluated.accuracy, "n": len(evaluated.labels)}
+        measured |= {"logits_sha256": digest(evaluated.logits)}
+        frozen = (MappingProxyType(backbone.read_lora()), MappingProxyType(head.tensors()))
+        frame = Frame(
+            name=name,
+            task=data.name,
+            label_names=tuple(labels),
+            parent=parent.name if parent else None,
+            metrics=MappingProxyType(measured),
+            training=MappingProxyType(training),
+            data=MappingProxyType(rows),
+            losses=tuple(losses),
+            seconds=seconds,
+            versions=MappingProxyType(versions()),
+            prefix=backbone.saved_prefix,
+            prompt=prompt,
+            _weights=Weights(*frozen),
+        )
+        self.frames.append(frame)
+        return frame
+
+    def _use_slot(self, r: int, alpha: int) -> None:
+        shapes = {f.slot for f in self.frames}
+        if shapes and shapes != {(r, alpha)}:
+            raise SkillStackError(
+                f"a chain keeps one LoRA shape: this stack has (r, alpha) {shapes.pop()}, "
+                f"the config asks for {(r, alpha)}"
+            )
+        self.backbone.attach(r, alpha)
+
+    # ------------------------------------------------------------------ answering
+
+    def activate(self, frame: str, head: str | None = None) -> LinearHead | PromptHead:
+        """Copy a frame's adapter into the backbone's slot; returns its head, or that of `head`."""
+        adapter, holder = self[frame], self[head or frame]
+        weights = adapter.weights()
+        self.backbone.attach(*adapter.slot)
+        self.backbone.write_lora(weights.lora, str(adapter.folder or adapter.name))
+        if holder.prompt is not None:
+            return PromptHead(self.backbone, holder.label_names, holder.prompt)
+        tensors = (weights if holder is adapter else holder.weights()).head
+        if tensors["weight"].shape[1] != self.backbone.hidden_size:
+            raise SkillStackError(
+                f"{holder.folder or holder.name}: the head reads {tensors['weight'].shape[1]} "
+                f"features, the backbone gives {self.backbone.hidden_size}"
+            )
+        return LinearHead(self.backbone, holder.label_names, tensors)
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        frame: str | Sequence[str],
+        head: str | Sequence[str] | None = None,
+        progress: Callable = tqdm,
+    ) -> Prediction:
+        """Answer texts with one frame, or each with its own (`frame` a sequence of names).
+
+        head: whose head, also one or one per text (default: the frame's).
+        """
+        if isinstance(texts, str):
+            raise SkillStackError("texts must be a sequence of strings, got one string")
+        texts = list(texts)
+        frames = self._answering(frame, texts)
+        heads = frames if head is None else self._answering(head, texts)
+        asked = list(dict.fromkeys(zip(frames, heads, strict=True)))
+        width = max((len(self[name].label_names) for _, name in asked), default=0)
+        labels = np.zeros(len(texts), dtype=np.int64)
+        probabilities = np.zeros((len(texts), width), dtype=np.float32)
+        label_names = np.empty(len(texts), dtype=object)
+        for adapter, holder in asked:
+            rows = np.flatnonzero((frames == adapter) & (heads == holder))
+            length = self[adapter].training["max_length"]
+            under = self.activate(adapter, holder)
+            scores = under.scores([texts[i] for i in rows], length, f"ask {adapter}", progress)
+            softmax = np.exp(scores - scores.max(1, keepdims=True))
+            probabilities[rows, : scores.shape[1]] = softmax / softmax.sum(1, keepdims=True)
+            labels[rows] = scores.argmax(1)
+            label_names[rows] = [under.label_names[i] for i in labels[rows]]
+        return Prediction(labels, probabilities, label_names)
+
+    def answer(self, texts: Sequence[str], router) -> pd.DataFrame:
+        """Route each text to a frame and let it, or the one that substitutes for it, answer.
+
+        Columns: frame, label, label_name, probability, router_score, depth, fallback.
+        """
+        texts = list(texts) if not isinstance(texts, str) else texts
+        routes = router.route(texts)
+        prediction = self.predict(texts, list(routes["frame"]))
+        return pd.DataFrame(
+            {
+                "frame": self._answering(list(routes["frame"]), texts),
+                "label": prediction.labels,
+                "label_name": prediction.label_names,
+                "probability": prediction.probabilities.max(1, initial=0.0),
+                "router_score": routes["score"].to_numpy(),
+                "depth": routes["depth"].to_numpy(),
+                "fallback": routes["fallback"].to_numpy(),
+            }
+        )
+
+    def evaluate(
+        self,
+        data: TaskData,
+        frame: str | None = None,
+        head: str | None = None,
+        progress: Callable = tqdm,
+    ) -> Evaluation:
+        """Accuracy and predictions on a task's evaluation rows.
+
+        frame: whose adapter (default: the task's own). head: whose head (default: the frame's);
+        the latest adapter on an old task is ``evaluate(old, frame=latest, head=old.name)``.
+        """
+        adapter = self[frame or data.name]
+        holder = self[head] if head else adapter
+        if len(holder.label_names) != len(data.task.label_names):
+            raise SkillStackError(
+                f"the head of frame {holder.name!r} has {len(holder.label_names)} classes, "
+                f"task {data.name!r} has {len(data.task.label_names)}: pass head={data.name!r}"
+            )
+        under = self.activate(adapter.name, holder.name)
+        return under.evaluate(data, adapter.training["max_length"], progress)
+
+    def _answering(self, names: str | Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """The name of the frame that answers each text, object (n,)."""
+        names = [names] * len(texts) if isinstance(names, str) else list(names)
+        if len(names) != len(texts):
+            raise SkillStackError(f"{len(texts)} texts but {len(names)} frame names")
+        answering = {name: self[name].name for name in dict.fromkeys(names)}
+        return np.array([answering[name] for name in names], dtype=object)
+
+    # ------------------------------------------------------------------ disk
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the stack; frames that are already there are left alone.
+
+        A frame's folder appears whole or not at all. Raises `SkillStackError` when the folder
+        holds another stack, or when the disk refuses; what was saved before stays valid.
+        """
+        folder = Path(folder).expanduser()
+        if (folder / "stack.json").exists():
+            there = read_manifest(folder)["frames"]
+            ours = [frame.name for frame in self.frames]
+            if [entry["name"] for entry in there] != ours[: len(there)]:
+                raise SkillStackError(f"{folder} holds another stack; choose an empty folder")
+        try:
+            (folder / "frames").mkdir(parents=True, exist_ok=True)
+            for stale in (*folder.glob(".tmp-*"), *folder.glob("frames/.tmp-*")):  # of killed ones
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+            if not (folder / "stack.json").exists():
+                self._write_manifest(folder, [])  # so that a first frame can be found and adopted
+            for i, frame in enumerate(self.frames):
+                path = folder / "frames" / frame.name
+                self.frames[i] = write_frame(frame, path, self.backbone)
+            self._write_manifest(folder, self.frames)
+        except OSError as error:
+            raise SkillStackError(f"cannot save the stack in {folder}: {explain(error)}") from None
+        return folder
+
+    def _write_manifest(self, folder: Path, frames: Sequence[Frame]) -> None:
+        path = folder / "frames"
+        listed = [
+            {"name": f.name, "sha256": file_sha256(path / f.name / "frame.json")} for f in frames
+        ]
+        backbone = self.backbone.identity()
+        manifest = {"schema_version": SCHEMA, "backbone": backbone, "frames": listed}
+        if frames and (self.dropped or self.decisions):  # they speak of frames that are listed
+            manifest |= {"dropped": self.dropped, "decisions": self.decisions}
+        write_atomic(folder / "stack.json", json.dumps(manifest, indent=1) + "\n")
+
+    @classmethod
+    def open(cls, folder: str | Path, backbone: Backbone) -> SkillStack:
+        """The stack saved in a folder, or an empty one where there is none yet."""
+        saved = (Path(folder).expanduser() / "stack.json").exists()
+        return cls.from_pretrained(folder, backbone) if saved else cls(backbone)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> SkillStack:
+        """Open a saved stack. Schema, backbone and every file's hash are checked first; weights
+        are read when a frame is used. Raises `SkillStackError` naming the file that is wrong.
+
+        Whole frames whose folders were written but not yet listed when their process died are kept.
+        """
+        folder = Path(folder).expanduser()
+        manifest = read_manifest(folder)
+        if key := backbone.differs_from(manifest["backbone"]):
+            raise SkillStackError(
+                f"{folder / 'stack.json'}: the stack was made with backbone {key} "
+                f"{manifest['backbone'].get(key)!r}, this one has {backbone.identity()[key]!r}"
+            )
+        stack = cls(backbone)
+        stack.dropped, stack.decisions = manifest.get("dropped", {}), manifest.get("decisions", [])
+        for entry in manifest["frames"]:
+            path = folder / "frames" / entry["name"]
+            frame = read_frame(path)
+            if file_sha256(path / "frame.json") != entry["sha256"]:
+                raise SkillStackError(f"{path / 'frame.json'} was changed (SHA-256 differs)")
+            stack._adopt(frame)
+        listed = {entry["name"] for entry in manifest["frames"]}
+        unlisted = [p for p in sorted((folder / "frames").glob("*")) if p.name not in listed]
+        unlisted = [read_frame(p) for p in unlisted if p.is_dir() and NAME.fullmatch(p.name)]
+        children = {frame.parent: frame for frame in reversed(unlisted)}
+        while frame := children.pop(stack.frames[-1].name if stack.frames else None, None):
+            stack._adopt(frame)
+        return stack
+
+    def _adopt(self, frame: Frame) -> None:
+        path = frame.folder / "frame.json"
+        if frame.name in self:
+            raise SkillStackError(f"{path}: name {frame.name!r} is taken")
+        if frame.parent is not None and frame.parent not in self:
+            raise SkillStackError(f"{path}: parent {frame.parent!r} does not come before it")
+        shares = frame.storage.get("shares")
+        if shares and shares not in [f.name for f in self.frames]:
+            raise SkillStackError(f"{path}: frame {shares!r}, whose adapter it reads, is missing")
+        frame.verify()
+        self.frames.append(frame)
+
+    def verify(self) -> None:
+        """Raise `SkillStackError` unless every saved file and every frame in memory is intact."""
+        for frame in self.frames:
+            if frame.folder is None:
+                continue
+            frame.verify()
+            saved = read_frame(frame.folder)
+            if saved.facts() != frame.facts():
+                raise SkillStackError(f"{frame.folder / 'frame.json'} was changed")
+            if frame._weights is not None and weights_digest(saved) != weights_digest(frame):
+                raise SkillStackError(f"frame {frame.name!r} was changed in memory")
+
+
+def read_manifest(folder: Path) -> dict:
+    """A saved stack's stack.json, checked."""
+    path = folder / "stack.json"
+    manifest = read_schema(path, {"backbone": dict, "frames": list})
+    for entry in manifest["frames"]:
+        if not isinstance(entry, dict) or not {"name", "sha256"} <= entry.keys():
+            raise SkillStackError(f"{path}: 'frames' is not a list of names and hashes")
+        check_frame_name(entry["name"])
+    dropped, kept = manifest.get("dropped", {}), {e["name"] for e in manifest["frames"]}
+    if not isinstance(dropped, dict) or not isinstance(manifest.get("decisions", []), list):
+        raise SkillStackError(f"{path}: 'dropped' and 'decisions' are not an object and a list")
+    for name, entry in dropped.items():
+        if not isinstance(entry, dict) or not {"to", "parent"} <= entry.keys():
+            raise SkillStackError(f"{path}: dropped {name!r} has no 'to' or 'parent'")
+    for name in dropped:
+        if name in kept or _follow(dropped, name, "to") not in kept:
+            raise SkillStackError(f"{path}: no frame answers for the dropped {name!r}")
+        if _follow(dropped, name, "parent") in dropped:
+            raise SkillStackError(f"{path}: the parents of the dropped {name!r} go in a circle")
+    return manifest
+
+
+def _follow(dropped: Mapping, name: str, key: str) -> str | None:
+    """Where a chain of dropped frames ends; a dropped frame if it goes in a circle."""
+    for _ in range(len(dropped)):
+        if name in dropped:
+            name = dropped[name][key]
+    return name

@@ -1,0 +1,124 @@
+"""Who answers what right, and that no frame is asked twice about a text."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from skillstack_helpers import SkillStackError
+from skillstack_helpers.answers import Answers, transfer
+from skillstack_helpers.compression import drop
+from skillstack_helpers.routers import load_router
+from skillstack_helpers.stack import SkillStack
+
+
+@pytest.fixture
+def stack(saved, backbone):
+    return SkillStack.from_pretrained(saved, backbone)
+
+
+@pytest.fixture
+def answers(stream):
+    return Answers.of(stream, "eval")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """(text, frame) of every question put to a frame."""
+    asked, predict = [], SkillStack.predict
+
+    def counting(self, texts, frame, *args, **kwargs):
+        asked.extend((text, frame) for text in texts)
+        return predict(self, texts, frame, *args, **kwargs)
+
+    monkeypatch.setattr(SkillStack, "predict", counting)
+    return asked
+
+
+def test_the_rows_of_a_stream(stream):
+    answers = Answers.of(stream, "router", slice(2, 5))
+    assert answers.texts == [text for data in stream for text in data.texts("router")[2:5]]
+    assert list(answers.tasks) == ["imdb"] * 3 + ["agnews"] * 3 + ["qqp"] * 3
+    assert list(answers.labels[3:6]) == list(stream[1].labels("router")[2:5])
+    assert answers.label_names[3] == stream[1].task.label_names[answers.labels[3]]
+    with pytest.raises(SkillStackError, match="differ in length"):
+        Answers(["one", "two"], ["a"], [0], ["no"])
+
+
+def test_right_by_name_and_by_position(stack, answers, asked):
+    qqp = np.flatnonzero(answers.tasks == "qqp")
+    assert not answers.right(stack, "imdb", qqp).any() and not asked  # cannot say "duplicate"
+    by_id = answers.right(stack, "imdb", qqp, label_ids=True)
+    expected = stack.predict([answers.texts[i] for i in qqp], "imdb").labels
+    np.testing.assert_array_equal(by_id, expected == answers.labels[qqp])
+    mask = answers.tasks == "qqp"  # rows as a mask are the same rows
+    np.testing.assert_array_equal(by_id, answers.right(stack, "imdb", mask, label_ids=True))
+    with pytest.raises(SkillStackError, match="64 texts but 2 frame names"):
+        answers.right(stack, ["imdb", "qqp"])
+    with pytest.raises(SkillStackError, match="unknown frame 'imbd' .did you mean 'imdb'"):
+        answers.right(stack, "imbd")
+
+
+def test_each_frame_is_asked_once_about_a_text(stack, answers, asked, saved, backbone):
+    first = answers.right(stack, answers.tasks)
+    assert len(asked) == len(answers.texts)
+    np.testing.assert_array_equal(first, answers.right(stack, answers.tasks))
+    again = SkillStack.from_pretrained(saved, backbone)  # the same frames, read anew
+    np.testing.assert_array_equal(first, answers.right(again, answers.tasks))
+    small = drop(stack, "qqp", to="imdb")  # imdb is known too, but not about these texts
+    answers.right(small, answers.tasks, label_ids=True)
+    assert len(asked) == len(set(asked)) == len(answers.texts) + (answers.tasks == "qqp").sum()
+
+
+def test_frames_that_differ_in_more_than_weights_are_asked_again(stack, answers, asked):
+    imdb = answers.tasks == "imdb"
+    answers.right(stack, "imdb", imdb)
+    frame, *rest = stack.frames
+    for change in (
+        {"storage": {"lora_r": 4, "lora_alpha": 1}},
+        {"training": {**frame.training, "max_length": 8}},
+    ):
+        before = len(asked)
+        answers.right(stack.copy([dataclasses.replace(frame, **change), *rest]), "imdb", imdb)
+        assert len(asked) == before + imdb.sum()
+
+
+def test_what_is_known_is_not_asked(stack, stream, answers, asked):
+    for data in stream:
+        labels = stack.evaluate(data).labels
+        answers.note(stack[data.name], answers.tasks == data.name, labels)
+    own = answers.accuracy(answers.right(stack, answers.tasks))
+    assert not asked
+    assert own.to_dict() == {name: stack[name].metrics["accuracy"] for name in own.index}
+    answers.note(stack["imdb"], [0], [1 - answers.labels[0]])  # believed
+    assert not answers.right(stack, "imdb", [0])[0] and not len(answers.right(stack, "imdb", []))
+
+
+def test_routed_texts(stack, stream, answers, saved, asked):
+    router = load_router(saved / "routers" / "hybrid_chain")
+    table = answers.routed(stack, router)
+    assert list(table) == ["task", "truth", "frame", "score", "depth", "fallback", "answer"]
+    expected = stack.answer(answers.texts, router)
+    np.testing.assert_array_equal(table["frame"], expected["frame"])
+    np.testing.assert_array_equal(table["answer"], expected["label_name"])
+    np.testing.assert_array_equal(table["depth"], expected["depth"])
+    assert list(table["task"]) == list(answers.tasks)
+    right = answers.right(stack, table["frame"])
+    np.testing.assert_array_equal(right, table["answer"] == table["truth"])
+    small = drop(stack, "qqp", to="agnews")
+    sent = answers.routed(small, router)
+    np.testing.assert_array_equal(sent["frame"], table["frame"])  # what the router chose
+    assert set(sent["answer"][sent["frame"] == "qqp"]) <= set(stream[1].task.label_names)
+
+
+def test_transfer(stack, stream, answers):
+    table = transfer(stack, answers, ["qqp", "imdb"])
+    assert list(table.index) == list(table.columns) == ["qqp", "imdb"]
+    for data in stream:
+        if data.name in table:
+            own = stack.evaluate(data).accuracy
+            assert table.loc[data.name, data.name] == pytest.approx(own)
+            assert own == pytest.approx(stack[data.name].metrics["accuracy"])
+    assert table.loc["qqp", "imdb"] == 0  # no label name in common
+    few = Answers.of(stream[:1], "eval")
+    assert np.isnan(transfer(stack, few, ["imdb", "qqp"])["qqp"]).all()  # no rows is no accuracy

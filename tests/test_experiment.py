@@ -1,0 +1,119 @@
+"""Streams and stacks as notebooks open them; no stack is taken for another."""
+
+import dataclasses
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import edit_json, write_folder
+
+from skillstack_helpers import SkillStackError
+from skillstack_helpers.backbones import load_backbone
+from skillstack_helpers.lab import experiment
+from skillstack_helpers.lab.parameters import RunConfig
+
+
+@pytest.fixture(scope="module")
+def settings(model_dirs, data_dir, tmp_path_factory):
+    return RunConfig(
+        preset="adaptive3", model=str(model_dirs["bert"]), data_dir=str(data_dir), epochs=1,
+        n_train=4, n_router=12, n_eval=4, lora_r=4, max_length=32, lr=5e-3,
+        output_dir=str(tmp_path_factory.mktemp("runs")),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(settings):
+    from pathlib import Path
+
+    backbone = load_backbone(settings.model, device="cpu")
+    stream = experiment.load_stream(settings)
+    folder = Path(settings.output_dir) / "one-run" / "stack"
+    return experiment.open_or_train(settings, stream, backbone, folder), stream, folder
+
+
+def test_a_trained_stack_is_found_and_not_trained_again(settings, trained, monkeypatch, tmp_path):
+    stack, stream, folder = trained
+    assert experiment.find_stack(settings, stream, stack.backbone) == folder
+    others = dataclasses.replace(settings, n_eval=2, n_router=6, router="centroid")
+    again = experiment.load_stream(others)  # frames have not seen routing and evaluation rows
+    monkeypatch.setattr(type(stack), "grow", lambda *_: pytest.fail("trained again"))
+    opened = experiment.open_or_train(others, again, stack.backbone, tmp_path / "new")
+    assert [f.name for f in opened.frames] == ["sst2", "mrpc", "qnli"]
+
+
+def test_a_stack_trained_otherwise_is_not_taken(settings, trained, tmp_path, model_dirs):
+    stack, stream, _ = trained
+
+    def found(config=settings, rows=stream, backbone=stack.backbone, prompt=None):
+        return experiment.find_stack(config, rows, backbone, prompt)
+
+    for field, value in dict(seed=1, epochs=2, lr=1e-3, max_length=16, lora_alpha=4).items():
+        assert found(dataclasses.replace(settings, **{field: value})) is None, field
+    assert found(rows=stream[:2]) is None and found(rows=stream[::-1]) is None
+    assert found(prompt=lambda task: "{text}") is None
+    other = load_backbone(str(model_dirs["gpt2"]), device="cpu")
+    assert found(backbone=other) is None
+    # Another data folder with the same budget: other rows, some of them perhaps today's test rows.
+    names = [data.name for data in stream]
+    elsewhere = write_folder(tmp_path / "data", names[::-1])
+    config = dataclasses.replace(settings, data_dir=str(elsewhere))
+    assert found(config, experiment.load_stream(config)) is None
+
+
+def test_a_stack_of_version_0_1_is_found_by_all_its_rows(settings, trained, tmp_path):
+    stack, stream, folder = trained
+    config = dataclasses.replace(settings, output_dir=str(tmp_path))
+    old = shutil.copytree(folder, tmp_path / "old" / "stack")
+    from skillstack_helpers.files import file_sha256
+
+    for k, data in enumerate(stream):
+        path = old / "frames" / data.name / "frame.json"
+        edit_json(path, lambda fields: fields["data"].pop("train_fingerprint"))
+        digest = file_sha256(path)
+        edit_json(old / "stack.json", lambda f, k=k, d=digest: f["frames"][k].update(sha256=d))
+    assert experiment.find_stack(config, stream, stack.backbone) == old
+    fewer = experiment.load_stream(dataclasses.replace(config, n_eval=2))
+    assert experiment.find_stack(config, fewer, stack.backbone) is None  # it cannot be known
+
+
+def test_the_rows_of_a_frame_are_found_again_or_refused(settings, trained, tmp_path):
+    stack, stream, _ = trained
+    rows = experiment.load_rows(stack["mrpc"], settings.data_dir)
+    assert rows.fingerprint == stream[1].fingerprint
+    pd.testing.assert_frame_equal(rows.eval, stream[1].eval)
+    elsewhere = write_folder(tmp_path / "data", ["qnli", "mrpc"])
+    with pytest.raises(SkillStackError, match="rows of 'mrpc' found here are not those"):
+        experiment.load_rows(stack["mrpc"], elsewhere)
+
+
+def test_finding_and_opening(saved, tmp_path):
+    root = saved.parent
+    assert experiment.find_stacks(root) == [saved] and experiment.newest_stack(root) == saved
+    backbones: dict = {}
+    one, two = (experiment.open_stack(saved, backbones) for _ in range(2))
+    assert len(one) == 3 and one.backbone is two.backbone and len(backbones) == 1
+    with pytest.raises(SkillStackError, match="no saved stack below"):
+        experiment.newest_stack(tmp_path)
+    with pytest.raises(SkillStackError, match=r"stack\.json is missing"):
+        experiment.open_stack(tmp_path)
+
+
+def test_routers_are_fitted_and_saved_where_there_are_none(saved, data_dir, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "stack")
+    stack = experiment.open_stack(folder)
+    before = experiment.stack_routers(stack, folder)
+    assert list(before) == ["hybrid_chain", "centroid"]
+    shutil.rmtree(folder / "routers")
+    fitted = experiment.stack_routers(stack, folder, data_dir=data_dir)
+    assert list(fitted) == ["hybrid_chain", "centroid"]
+    assert (folder / "routers" / "centroid" / "router.json").exists()
+    texts = ["class1 of the", "agnewsword"]
+    assert list(fitted["hybrid_chain"].predict(texts)) == list(
+        before["hybrid_chain"].predict(texts)
+    )
+
+
+def test_a_stream_in_a_table(trained):
+    table = experiment.stream_table(trained[1])
+    assert table.loc["mrpc", ["classes", "train", "router", "eval"]].tolist() == [2, 8, 12, 8]

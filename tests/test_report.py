@@ -1,0 +1,501 @@
+import math
+import re
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from skillstack_helpers import SkillStackError
+from skillstack_helpers.lab.runs import COLUMNS, load_runs
+
+sys.path.insert(0, str(ROOT / "results"))
+import report
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return load_runs()
+
+
+def rows(method, metric, values, **columns):
+    """Rows of metrics.csv, a value for each of the seeds 0, 1, ..."""
+    row = dict.fromkeys(COLUMNS, "") | {"model": "minilm", "preset": "hard12", "split": "eval"}
+    row |= {"method": method, "metric": metric, "unit": "fraction", "n": 1}
+    return pd.DataFrame(
+        [
+            row | {"run_id": f"r{seed}", "seed": seed, "value": value, **columns}
+            for seed, value in enumerate(values)
+        ],
+        columns=COLUMNS,
+    )
+
+
+# ------------------------------------------------------------------ what a cell says
+
+
+def cells(*values, metric="x"):
+    return rows("m", metric, values, router="a")
+
+
+def test_over_seeds_the_range_is_shown_and_called_so():
+    """Two or three seeds carry no 95 % interval."""
+    for n, values, expected in (
+        (2, (0.1, 0.2), "15.0 [10.0, 20.0]"),
+        (3, (0.2, 0.4, 0.9), "50.0 [20.0, 90.0]"),
+    ):
+        table = report.summary(cells(*values), ["router"], {"heading": "x"})
+        assert table.loc["a", "heading"] == expected
+        assert table.columns.name == f"mean [range of {n} seeds]"
+    alone = report.summary(cells(0.2), ["router"], {"heading": "x"})
+    assert alone.loc["a", "heading"] == "20.0" and alone.columns.name is None
+
+
+def test_the_range_does_not_shrink_with_many_seeds_as_an_interval_would():
+    table = report.summary(cells(*[0.5] * 19, 0.0, 1.0), ["router"], {"heading": "x"})
+    assert table.loc["a", "heading"] == "50.0 [0.0, 100.0]"
+
+
+def test_many_pairs_have_a_bootstrap_interval_and_few_have_none():
+    many = pd.concat([rows("m", "x", [0.1, 0.3], eval_task=task) for task in "abcdef"])
+    text = report.bootstrapped(many.assign(value=100 * many["value"]))
+    low, high = map(float, re.fullmatch(r"\+20\.0 \[\+(.+), \+(.+)\]", text).groups())
+    assert 10 < low < 20 < high < 30
+    assert report.bootstrapped(cells(10.0, 20.0)) == "+15.0"
+
+
+def test_missing_numbers_are_empty_cells_and_units_are_shown_as_people_read_them():
+    numbers = pd.concat([cells(0.5), cells(2e6, metric="size").assign(unit="bytes")])
+    columns = {"right (%)": "x", "size (MB)": "size", "nothing": "unknown"}
+    assert report.summary(numbers, ["router"], columns).loc["a"].tolist() == ["50.0", "2.0", ""]
+
+
+# ------------------------------------------------------------------ what is never averaged
+
+TABLES = {
+    report.router_table: lambda: rows("routers", "router_accuracy", [0.8], router="hybrid_svm"),
+    report.probe_table: lambda: rows(
+        "probe", "router_accuracy", [0.5], router="hybrid_svm", split="as streamed: normal"
+    ),
+    report.baseline_table: lambda: baselines_of_two_seeds(),
+    report.order_table: lambda: method_rows("frames", {("acc", "", ""): 0.5}, 1, "hard5"),
+    report.bitstack_table: lambda: bitstack_rows(),
+    report.share_curve: lambda: bitstack_rows(),
+    report.compression_table: lambda: compression_rows(),
+    report.boundary_table: lambda: compression_rows(),
+    report.shrink_table: lambda: compression_rows(),
+    report.generative_table: lambda: generative_rows(),
+    report.written_table: lambda: generative_rows(),
+    report.memory_table: lambda: generative_rows(),
+    report.generalization_table: lambda: generalization_rows(),
+}
+
+
+@pytest.mark.parametrize("make", TABLES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("column", ["model", "budget"])
+def test_tables_refuse_two_models_and_two_budgets(make, column):
+    """The second one stands for the first Llama run of a stream that minilm ran before."""
+    mine, other = {"model": ("minilm", "Llama-3.2-1B"), "budget": ("n_eval 16", "n_eval 64")}[
+        column
+    ]
+    numbers = TABLES[make]().assign(budget="lr None, n_eval 16")
+    second = numbers.assign(run_id=numbers["run_id"] + "b", value=0.0)
+    second[column] = numbers[column].str.replace(mine, other)
+    extra = ["hard8"] if make is report.baseline_table else []
+    make(numbers, *extra)
+    with pytest.raises(SkillStackError, match=f"one {column}, got {mine} and {other}$"):
+        make(pd.concat([numbers, second]), *extra)
+
+
+def test_tables_refuse_two_runs_of_one_seed():
+    numbers = TABLES[report.router_table]()
+    with pytest.raises(SkillStackError, match="one run of a seed, got r0 and r9"):
+        report.router_table(pd.concat([numbers, numbers.assign(run_id="r9", value=0.1)]))
+    run = rows("stack", "saved", [0.5], eval_task="imdb")
+    other = run.assign(seed=7, run_id="r7")
+    with pytest.raises(SkillStackError, match="saved: one number is shown, got 2"):
+        report.per_task(pd.concat([run, other]))
+
+
+def test_a_second_model_leaves_the_readme_as_it_is(committed):
+    """A first run of another model on a stream of the README is not mixed into its table."""
+    llama = committed[committed["preset"].eq("hard12")].assign(model="Llama-3.2-1B", value=0.0)
+    both = pd.concat([committed, llama], ignore_index=True)
+    for name in ("hard12", "routers_hard12", "probe_hard12"):
+        assert report.readme_table(name, both) == report.readme_table(name, committed)
+
+
+def test_an_unknown_table_is_one_line(committed):
+    with pytest.raises(SkillStackError, match="unknown table 'hard9'"):
+        report.readme_table("hard9", committed)
+
+
+# ------------------------------------------------------------------ tables by hand
+
+
+def test_per_task_is_in_the_order_of_the_stream():
+    parts = []
+    for k, task in enumerate(("imdb", "agnews")):
+        parts.append(rows("stack", "saved", [0.8], eval_task=task))
+        parts.append(rows("stack", "routed", [0.7], eval_task=task))
+        parts.append(rows("stack", "chance", [0.5 / (k + 1)], eval_task=task))
+        for through in ("imdb", "agnews")[k:]:
+            value = [0.9 if through == task else 0.4]
+            parts.append(rows("stack", "accuracy", value, eval_task=task, trained_through=through))
+    table = report.per_task(pd.concat([*parts, rows("stack", "routed", [0.1])]))
+    assert list(table.index) == ["imdb", "agnews"]
+    assert table.loc["imdb"].tolist() == [0.4, 0.8, 0.7, 0.5]
+    assert table.loc["agnews"].tolist() == [0.9, 0.8, 0.7, 0.25]
+    assert list(table) == ["latest adapter", "saved frame", "routed stack", "chance"]
+
+
+def test_published_rows_stand_beside_ours():
+    ours = pd.concat([rows("stack", metric, [0.5]) for metric in report.PUBLISHED_COLUMNS])
+    ours = ours.assign(seed=42)
+    ours.loc[ours["metric"].eq("depth"), ["value", "unit"]] = [2.5, "frames"]
+    table = report.beside_published(ours, "hard12")
+    assert list(table) == list(report.PUBLISHED_COLUMNS.values())
+    assert table.loc[("measured here", "minilm", "42")].squeeze().tolist() == [50] * 6 + [2.5]
+    two = report.beside_published(pd.concat([ours, ours.assign(run_id="r2", value=0)]), "hard12")
+    assert two.loc[("measured here", "minilm", "42")]["routed overall (%)"].tolist() == [50, 0]
+    published = table.loc[("published", "Llama-3.2-1B", "42")].squeeze().tolist()
+    assert published == [36.5, 0.0, 80.3, 79.3, 88.7, 16.8, 5.40]
+    assert math.isnan(table.loc[("published", "Llama-3.2-3B", "42"), "depth (frames)"].item())
+    assert len(report.beside_published(pd.DataFrame(columns=COLUMNS), "hard8")) == 4
+
+
+def test_probe_table_sets_published_beside_measured():
+    condition = {"router": "hybrid_chain", "split": "as streamed: rewritten"}
+    found = rows("probe", "router_accuracy", [0.5, 0.6], **condition)
+    best = rows("probe", "router_accuracy", [0.9, 0.9], router="x", split="as streamed: normal")
+    trap = rows("probe", "trap_rate", [0.1, 0.2], router="x")
+    trap["split"] = "as streamed: keywords, held out"
+    table = report.probe_table(
+        pd.concat([found, found.assign(split="as streamed: normal"), best, trap])
+    )
+    assert table.loc[("published", "hybrid_chain"), "rewritten"] == "47.5"
+    assert table.loc[("measured here", "hybrid_chain"), "rewritten"] == "55.0 [50.0, 60.0]"
+    assert table.loc[("published", "keyword augmented"), "trap rate"] == "0.4"
+    assert table.loc[("published", "hybrid_chain"), "trap rate"] == ""
+    assert table.loc[("measured here", "x"), "trap rate, held out"] == "15.0 [10.0, 20.0]"
+    assert list(table.loc["measured here"].index) == ["x", "hybrid_chain"]  # the best first
+
+
+def test_router_table_pairs_the_seeds():
+    table = report.router_table(
+        pd.concat(
+            [
+                rows("routers", "router_accuracy", [0.8, 0.9], router="hybrid_svm"),
+                rows("routers", "router_accuracy", [0.9, 1.0], router="scaffold_blind"),
+            ]
+        )
+    )
+    assert list(table.index) == ["scaffold_blind", "hybrid_svm"]
+    assert table.loc["scaffold_blind", "against hybrid_svm"] == "10.0 [10.0, 10.0]"
+    assert table.loc["hybrid_svm", "right frame, all texts"] == "85.0 [80.0, 90.0]"
+
+
+def method_rows(method, values, seed, preset="hard8"):
+    """Rows of notebooks 04 and 05: (metric, trained_through, eval_task) -> a fraction."""
+    parts = [
+        rows(method, metric, [value], trained_through=through, eval_task=task)
+        for (metric, through, task), value in values.items()
+    ]
+    return pd.concat(parts).assign(run_id=f"{preset}-{method}-{seed}", seed=seed, preset=preset)
+
+
+def baselines_of_two_seeds(copies=1):
+    """Two tasks; `copies` of each other's rows make enough pairs for an interval."""
+    tables = []
+    for seed in range(1, 1 + 2 * copies):
+        up = 0.1 * (seed % 2 == 0)
+        frames = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.7 + up}
+        frames |= {("acc", "", ""): 0.75, ("routed", "", ""): 0.6 + up}
+        frames |= {("routed", "", "a"): 0.5, ("routed", "", "b"): 0.7, ("bwt", "", ""): 0.0}
+        alone = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.5}
+        alone[("acc", "", "")] = 0.65
+        ewc = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.6}
+        ewc |= {("acc", "", ""): 0.5 + up, ("bwt", "", ""): -0.2, ("final", "", "a"): 0.4}
+        ewc |= {("final", "", "b"): 0.6, ("routed", "", "a"): 0.4, ("routed", "", "b"): 0.5}
+        joint = {("accuracy", "b", "b"): 0.9, ("acc", "", ""): 0.8}  # a last row only
+        named = {"frames": frames, "independent": alone, "ewc": ewc, "joint": joint}
+        for method, values in named.items():
+            tables.append(method_rows(method, values, seed))
+    return pd.concat(tables)
+
+
+def test_baseline_table_by_hand():
+    numbers = baselines_of_two_seeds()
+    search = method_rows("search", {("validation", "", ""): 0.5}, 1)  # no method to be shown
+    table = report.baseline_table(pd.concat([numbers, search]), "hard8")
+    ours = table.loc["measured here"]
+    assert list(ours.index) == ["frames", "joint", "independent", "ewc"]
+    assert set(ours["seeds"]) == {"2"}
+    assert ours.loc["joint", "FWT (pp)"] == "" and ours.loc["joint", "BWT (pp)"] == ""
+    assert ours.loc["frames", "routed (%)"] == "65.0 ± 7.1"  # 60 and 70
+    assert ours.loc["ewc", "task given (%)"] == "55.0 ± 7.1"
+    assert ours.loc["ewc", "BWT (pp)"] == "-20.0 ± 0.0"
+    # transfer: right after learning b, minus the independent adapter on b; a is the first task
+    assert ours.loc["frames", "FWT (pp)"] == "25.0 ± 7.1"
+    assert ours.loc["ewc", "FWT (pp)"] == "10.0 ± 0.0"
+    assert table.columns.name == "mean ± standard deviation of 2 seeds"
+    published = table.loc["published: Llama-3.2-1B, 42"]
+    assert published.loc["ewc", "task given (%)"] == "57.9"
+    assert published.loc["ewc", "BWT (pp)"] == "-27.5" and published.loc["ewc", "seeds"] == ""
+    assert published.loc["frames", "routed (%)"] == "83.2"
+    assert table.loc[("published: Llama-3.2, four runs, mean", "joint"), "task given (%)"] == "77.8"
+    assert not table.isna().any().any()
+
+
+def test_differences_are_paired_over_seeds_and_tasks():
+    given, routed = "task given - routed stack (pp)", "routed - routed stack (pp)"
+    ours = report.baseline_table(baselines_of_two_seeds(copies=2), "hard8").loc["measured here"]
+    # task given 0.4 - 0.5 and 0.6 - 0.7; routed 0.4 - 0.5 and 0.5 - 0.7
+    assert ours.loc["ewc", given] == "-10.0 [-10.0, -10.0]"
+    low, high = map(float, re.search(r"^-15\.0 \[(.+), (.+)\]", ours.loc["ewc", routed]).groups())
+    assert -20 < low < -15 < high < -10
+    assert ours.loc["frames", routed] == ""
+    few = report.baseline_table(baselines_of_two_seeds(), "hard8").loc["measured here"]
+    assert few.loc["ewc", routed] == "-15.0"  # four pairs make no interval
+
+
+def test_order_table_by_hand():
+    assert not len(report.order_table(baselines_of_two_seeds()))  # hard8 is no other stream
+    runs = [
+        method_rows("olora", {("acc", "", ""): value}, 42, f"standard4_order{i}")
+        for i, value in ((1, 0.4), (2, 0.5), (3, 0.9))
+    ]
+    for preset, value in (("hard5", 0.7), ("hard5_reversed", 0.8)):
+        runs.append(method_rows("frames", {("routed", "", ""): value}, 42, preset))
+    table = report.order_table(pd.concat(runs))
+    mean = table.xs("standard4, mean of the orders", level="stream")
+    assert mean.loc[("measured here", "olora"), "task given (%)"] == "60.0"
+    published = mean["task given (%)"].droplevel("who")
+    assert published["pslora"] == "79.6" and published["independent"] == "70.0"
+    probe = table.xs("frames", level="method")["routed (%)"]
+    assert probe["measured here", "hard5_reversed"] == "80.0"
+    assert probe["published, Llama-3.2-1B", "hard5_reversed"] == "89.2"
+    two = report.order_table(pd.concat(runs[:2]))  # the mean wants all three orders
+    assert "measured here" not in two.xs("standard4, mean of the orders", level="stream").index
+
+
+def test_each_stream_of_the_orders_may_have_a_budget_but_not_one_order():
+    runs = [
+        method_rows("olora", {("acc", "", ""): 0.5}, 42, preset).assign(budget=budget)
+        for preset, budget in (
+            ("hard5", "n_train 48"),
+            ("standard4_order1", "n_train 8"),
+            ("standard4_order2", "n_train 16"),
+        )
+    ]
+    assert len(report.order_table(pd.concat(runs[:2])).loc["measured here"]) == 2
+    with pytest.raises(SkillStackError, match="one budget, got n_train 8 and n_train 16"):
+        report.order_table(pd.concat(runs))
+
+
+def bitstack_rows():
+    tables = []
+    for method, drop in (("baseline", 0.2), ("bitstack_0.10", 0.1)):
+        for seed, up in ((1, 0.0), (2, 0.02)):
+            values = {("final_drop", "", ""): drop + up, ("acc", "", ""): 0.5}
+            values |= {("learned", "", ""): 0.6, ("first_task", "", ""): 0.7}
+            table = method_rows(method, values, seed, "bitstack5")
+            if method != "baseline":
+                locked = {("locked_pct", "imdb", ""): 3.0, ("locked_pct", "yahoo", ""): 6.0}
+                locked = method_rows(method, locked, seed, "bitstack5").assign(unit="%")
+                table = pd.concat([table, locked])
+            tables.append(table)
+    return pd.concat(tables)
+
+
+def test_bitstack_table_by_hand():
+    table = report.bitstack_table(bitstack_rows())
+    assert table.loc[("measured here", "baseline"), "points lost"] == "21.0 [20.0, 22.0]"
+    ours = table.loc["measured here", "bitstack_0.10"]
+    assert ours["locked (% of all)"] == "6.0 [6.0, 6.0]" and ours["seeds"] == "2"  # the last task's
+    assert table.loc[("published: gpt2", "baseline"), "points lost"] == "14.5"
+    assert table.loc[("published: gpt2", "bitstack_0.12"), "first task at the end (%)"] == "73.2"
+    assert not table.isna().any().any()
+
+
+def test_share_curve_by_hand():
+    curve = report.share_curve(bitstack_rows())
+    lost = curve[curve["metric"].eq("drop")].set_index(["line", "share"])["percent"]
+    assert lost["seed 2", 0.0] == pytest.approx(22) and lost["seed 1", 0.1] == pytest.approx(10)
+    assert lost["published, gpt2", 0.0] == 14.5 and lost["published, gpt2", 0.12] == 3.8
+    assert list(curve["line"].unique()) == ["seed 1", "seed 2", "published, gpt2"]
+    assert set(curve["metric"]) == {"drop", "learned"} and not curve.isna().any().any()
+
+
+def compression_rows():
+    tables = []
+    whole = {"frames": (8, 4), "total_bytes": (200, 100), "adapter_bytes": (160, 80)}
+    whole |= {"adapters": (8, 4), "routed": (0.75, 0.76)}
+    units = {"frames": "frames", "adapters": "adapters"}
+    units |= {"total_bytes": "bytes", "adapter_bytes": "bytes"}
+    tasks = {"imdb": (0.7, 0.9), "agnews": (0.8, 0.62)}
+    for seed, up in ((42, 0.0), (123, 0.02)):
+        same = {"seed": seed, "run_id": f"r{seed}", "preset": "mixed8"}
+        for k, split in enumerate(("full", "published anchor", "rule: online")):
+            values = {metric: pair[min(k, 1)] for metric, pair in whole.items()}
+            values["routed"] += up * k
+            found = [("", metric, value) for metric, value in values.items()]
+            found += [(task, "routed", pair[min(k, 1)]) for task, pair in tasks.items()]
+            for task, metric, value in found:
+                columns = {"split": split, "eval_task": task, "unit": units.get(metric, "fraction")}
+                tables.append(rows("compression", metric, [value], **columns, **same))
+        for metric, value in (("loss", 0.1), ("task_loss", 0.4), ("loss_by_id", 0.05)):
+            columns = {"split": "anchor without qqp", **same}
+            tables.append(rows("compression", metric, [value + up], **columns))
+    return pd.concat(tables)
+
+
+def test_compression_table_by_hand():
+    table = report.compression_table(compression_rows())
+    ours = table.loc["measured here, one anchor (sst2)"]
+    assert ours.loc["42"].tolist() == ["8", "75.0", "4", "76.0", "-50.0", "+1.0"]
+    assert ours.loc["mean"].tolist() == [""] * 5 + ["+2.0 [+1.0, +3.0]"]
+    theirs = table.loc["published, one anchor (sst2)"]
+    assert theirs.loc["123"].tolist() == ["8", "80.8", "4", "82.2", "-50.0", "+1.5"]
+    assert list(dict.fromkeys(table.index.get_level_values("who"))) == [
+        "published, one anchor (sst2)",
+        "measured here, one anchor (sst2)",
+        "measured here, the rule, online",
+    ]
+    assert table.columns.name == "mean [range of 2 seeds]"
+
+
+def test_boundary_table_by_hand():
+    (row,) = report.boundary_table(compression_rows()).to_dict("records")
+    assert row["published: lost, overall"] == "0.4, 2.0"
+    assert row["published: lost, own rows"] == "18.8, 27.3"
+    assert row["lost overall"] == "11.0 [10.0, 12.0]"
+    assert row["lost on its own rows"] == "41.0 [40.0, 42.0]"
+    without = compression_rows()
+    without = without[~without["split"].str.startswith("anchor")]
+    assert not len(report.boundary_table(without))
+
+
+def test_shrink_tables_by_hand():
+    shrunk = report.shrink_table(compression_rows())
+    anchor = shrunk.loc["published anchor"]
+    assert anchor["bytes"] == 0.5 and anchor["change"] == pytest.approx(0.02)
+    assert [anchor["low"], anchor["high"]] == pytest.approx([0.01, 0.03])
+    assert anchor["worst"] == pytest.approx(-0.18) and anchor["seeds"] == 2
+    assert list(shrunk.index) == ["full", "published anchor", "rule: online"]
+    cells = report.shrink_cells(shrunk)
+    assert cells.loc["published anchor", "bytes on disk (%)"] == "50.0"
+    assert cells.loc["published anchor", "change (pp)"] == "+2.0 [+1.0, +3.0]"
+    assert cells.loc["published anchor", "worst task (pp)"] == "-18.0"
+    assert cells.columns.name == "mean [range of 2 seeds]"
+    one = compression_rows()
+    one = report.shrink_cells(report.shrink_table(one[one["seed"].eq(42)]))
+    assert one.loc["published anchor", "change (pp)"] == "+1.0" and one.columns.name is None
+
+
+def generalization_rows():
+    tables = []
+    for seed, up in ((42, 0.0), (7, 0.1)):
+        same = {"seed": seed, "run_id": f"r{seed}", "preset": "mixed8"}
+        for split, value in (("latest adapter", 0.3), ("routed stack", 0.6), ("oracle", 0.8)):
+            for metric in ("mean_unseen", "mean_all"):
+                tables.append(rows("generalization", metric, [value + up], split=split, **same))
+    return pd.concat(tables)
+
+
+def test_generalization_table_by_hand():
+    table = report.generalization_table(generalization_rows())
+    assert table.loc[("published", "mean"), "routed - latest (pp)"] == "37.8"  # 91.5 - 53.7
+    ours = table.loc["measured here, unseen tasks"]
+    assert list(ours.index) == ["42", "7", "mean"]
+    assert ours.loc["7", "routed stack"] == "70.0" and ours.loc["7", "best single frame"] == ""
+    assert ours.loc["mean", "routed stack"] == "65.0 [60.0, 70.0]"
+    assert ours.loc["mean", "routed - latest (pp)"] == "30.0 [30.0, 30.0]"
+
+
+def generative_rows():
+    def row(seed, metric, value, task="", split="eval", after=""):
+        columns = {"seed": seed, "run_id": f"r{seed}", "split": split, "preset": "gen_mixed5"}
+        columns |= {"eval_task": task, "trained_through": after}
+        return rows("generative", metric, [value], **columns)
+
+    tables = []
+    for seed, up in ((42, 0.0), (7, 0.1)):
+        for who, value in (("latest adapter", 0.4), ("own frame", 0.6), ("routed stack", 0.5)):
+            tables.append(row(seed, "mean_written", value + up, split=who))
+            tables += [row(seed, "written", value + up, task, who) for task in ("imdb", "agnews")]
+        for task, chance in (("imdb", 0.5), ("agnews", 0.25)):
+            tables.append(row(seed, "chance", chance, task))
+            tables.append(row(seed, "router_accuracy", 1.0, task))
+            tables.append(row(seed, "written_low", 0.45 + up, task, "own frame"))
+            tables.append(row(seed, "accuracy", 0.8, task, after=task))
+            tables.append(row(seed, "accuracy", 0.1, task, after="a later task"))
+            tables.append(row(seed, "choice", 0.8 - up, task, "own frame"))
+            tables.append(row(seed, "memory", 0.5, task, "own frame: nothing"))
+        tables.append(row(seed, "memory", 0.6, "imdb", "own frame: right memory"))
+        tables.append(row(seed, "memory", 0.4 - up, "agnews", "own frame: right memory"))
+    return pd.concat(tables)
+
+
+def test_tables_of_written_answers_by_hand():
+    table = report.generative_table(generative_rows())
+    assert table.loc[("published", "2 seeds"), "latest adapter"] == "60.3"
+    assert list(table["saved frames' drop (pp)"]) == ["0.0", "0.0", "10.0", ""]
+    assert table.loc[("measured here", "mean"), "own frame"] == "65.0 [60.0, 70.0]"
+    table = report.written_table(generative_rows())
+    assert list(table.index) == ["imdb", "agnews"] and list(table["chance"]) == ["50.0", "25.0"]
+    assert table.loc["imdb", "own frame"] == "65.0"
+    assert table.loc["imdb", "own frame, lower limits"] == "45.0, 55.0"
+
+
+def test_memory_table_by_hand():
+    numbers = generative_rows()
+    table = report.memory_table(numbers)
+    assert list(table.index) == [("own frame", "nothing"), ("own frame", "right memory")]
+    assert list(table.iloc[1][["imdb", "agnews"]]) == ["+10.0", "-15.0"]
+    assert table.iloc[1]["mean"] == "-2.5"  # four differences make no interval
+    copies = [numbers.assign(seed=numbers["seed"] + k, run_id=f"r{k}") for k in (0, 1, 2)]
+    copies = [part.assign(run_id=part["run_id"] + part["seed"].astype(str)) for part in copies]
+    table = report.memory_table(pd.concat(copies))
+    assert table.iloc[0]["mean"] == "50.0 [50.0, 50.0]"
+    assert table.iloc[1]["mean"].startswith("-2.5 [-")
+
+
+# ------------------------------------------------------------------ what is committed
+
+
+def test_readme_tables_are_built_from_the_committed_runs(committed):
+    text = (ROOT / "README.md").read_text()
+    assert "<!-- table: hard8 -->" in text and "<!-- table: hard12 -->" in text
+    assert report.readme(text, committed) == text
+
+
+def test_each_readme_table_names_its_runs_and_what_its_brackets_are(committed):
+    assert report.readme_table("routers_hard8", committed).endswith("*03_routers; minilm; seed 42*")
+    for name in report.README_TABLES:
+        table, caption = report.readme_table(name, committed).split("\n\n")
+        found = report.readme_runs(name, committed)
+        assert all(model in caption for model in found["model"].unique()), name
+        over_seeds = name not in ("baselines_hard8", "written_gen_mixed5", "memory_gen_mixed5")
+        bracketed = over_seeds and re.search(r"\d \[", table)
+        assert bool(bracketed) == ("range of" in caption), name
+
+
+def test_the_readme_calls_no_range_over_seeds_a_95_percent_interval():
+    text = (ROOT / "README.md").read_text()
+    for words in re.findall(r"[^.:;]*95 %[^.:;]*", text):
+        words = " ".join(words.split())
+        assert re.search("seeds and tasks|each seed's rows|upper 95 % bound", words), words
+
+
+def test_show_lists_the_finished_runs_of_a_folder():
+    text = report.show(ROOT / "results" / "runs")
+    block = text.split("01_train_stack-hard8-minilm-stack-s42", 1)[1].split("results ", 1)[0]
+    assert re.search(r"router task accuracy \(%\) +89\.06? ", block) or "89.1" in block
+    assert report.show(ROOT / "tests").startswith("no finished run below")
+
+
+def test_a_wrong_folder_is_one_line(tmp_path, capsys):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(SystemExit, match="error: .*run.json"):
+        report.main(["show", str(tmp_path)])
