@@ -32,7 +32,6 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
-from skillstack_helpers.results import describe_device, versions
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -45,10 +44,12 @@ from transformers import (
 
 from skillstack_helpers import SkillStackError
 from skillstack_helpers.backbones import Backbone, load_backbone
-from skillstack_helpers.config import RunConfig
-from skillstack_helpers.frames import SkillStack
+from skillstack_helpers.files import versions
+from skillstack_helpers.lab.parameters import RunConfig
+from skillstack_helpers.lab.runs import describe_device
+from skillstack_helpers.stack import SkillStack
 from skillstack_helpers.tasks import PRESETS, TaskData, get_task, load_task
-from skillstack_helpers.training import EVAL_BATCH, WARMUP
+from skillstack_helpers.training import EVAL_BATCH, WARMUP, default_lr
 
 PRESET, MODEL = "hard8", "minilm"
 OURS, PEER = "skillstack", "trainer"
@@ -169,7 +170,11 @@ def time_peer(
         trainer = Trainer(
             model=model,
             args=peer_arguments(
-                len(rows), config.lr or backbone.lr, backbone.device, config, folder
+                len(rows),
+                config.lr or default_lr(backbone.hidden_size),
+                backbone.device,
+                config,
+                folder,
             ),
             train_dataset=rows,
             data_collator=default_data_collator,

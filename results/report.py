@@ -90,6 +90,7 @@ def number(cell: pd.DataFrame) -> float:
 signed, whole = partial(ranged, form="{:+.1f}"), partial(mean, form="{:.0f}")
 _RANGE = "mean [range of {} seeds]"
 _OVER_SEEDS = {ranged: _RANGE, signed: _RANGE, spread: "mean ± standard deviation of {} seeds"}
+_OVER_SEEDS[bootstrapped] = "differences [95 % bootstrap interval over seeds and tasks]"
 
 # ---------------------------------------------------------------------- the two helpers
 

@@ -90,7 +90,7 @@ def test_a_committed_run_is_measured_again(tmp_path):
     expected = json.loads((committed / "run.json").read_text())
     assert runs.read_facts(run)["versions"].keys() == expected["versions"].keys()
     for file in ("metrics.csv", "matrix.csv", "routing.parquet", "train.jsonl"):
-        assert (run / file).stat().st_size > 100, file
+        assert (run / file).stat().st_size > 50, file
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_notebook_runs_and_leaves_what_it_says(name, cwd, preset, tmp_path, data
     assert figures(tmp_path) == 2 * 4
     for run in (the_run(tmp_path), the_run(tmp_path, 7)):
         for file in ("metrics.csv", "matrix.csv", "routing.parquet", "train.jsonl"):
-            assert (run / file).stat().st_size > 100, file
+            assert (run / file).stat().st_size > 50, file
         assert len(list(run.glob("*.png"))) == 4
         metrics = runs.read_metrics(run / "metrics.csv")
         value = metrics[metrics["eval_task"].eq("")].set_index("metric")["value"]

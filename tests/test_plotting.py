@@ -88,7 +88,7 @@ def test_beside_published_draws_into_given_axes():
     table = pd.DataFrame({"a (%)": [80, 85.0], "b (%)": [70.0, np.nan], "depth": [2, 3]}, index)
     ax = plt.subplots()[1]
     assert plotting.beside_published(table, ["a (%)", "b (%)"], ax=ax) is ax
-    assert [line.get_xdata().tolist() for line in ax.lines][0] == [80, 70]
+    assert ax.lines[0].get_xdata().tolist() == [80, 70]
     assert legend(ax) == ["measured here: minilm, seed 42", "published: Llama-3.2-1B, seed 42"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a (%)", "b (%)"]
 
@@ -165,7 +165,7 @@ def test_a_long_chain_goes_on_in_the_next_line():
 
 # ------------------------------------------------------------------ texts that users typed
 
-TYPED = r"it cost $5 and \frac$ then $7_a"
+TYPED = r"it cost $5 and \frac$ then 7_a"  # an even number of them makes a formula
 
 
 def test_typed_text_is_never_read_as_a_formula():

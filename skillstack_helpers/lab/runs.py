@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 
 import filelock
@@ -182,10 +183,13 @@ class Run:
 
     def alike(self) -> pd.DataFrame:
         """The metrics of all finished runs of this notebook on the same preset, model and budget,
-        whatever seed and method."""
+        whatever seed and method; with rows from the same source, and of this method and seed this
+        run alone."""
         same = {"preset": self.config.preset, "model": _model(self.backbone)}
         same |= {"notebook": self.config.notebook, "budget": budget(vars(self.config))}
-        return load_runs(self.config.output_dir, **same)
+        found = load_runs(self.config.output_dir, **same, source=_source(self.facts["data"]))
+        twin = found["method"].eq(self.method) & found["seed"].eq(self.config.seed)
+        return found[~twin | found["run_id"].eq(self.id)]
 
     def finish(self) -> None:
         """Mark the run finished and let others open it."""
@@ -275,6 +279,10 @@ def _rows(stream: Sequence[TaskData]) -> dict:
     return {d.name: {"source": d.source, "fingerprint": d.fingerprint} for d in stream}
 
 
+def _source(rows: Mapping) -> str:
+    return ", ".join(sorted({row["source"] for row in rows.values()}))
+
+
 def _name(item) -> str:
     return str(getattr(item, "name", item))
 
@@ -310,15 +318,15 @@ def read_metrics(path: Path) -> pd.DataFrame:
 def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame:
     """The metrics of all finished runs below a folder, one table; where: values of its columns.
 
-    Columns: those of metrics.csv, notebook, and budget (what was spent on training and rows, see
-    `budget`): only runs of one model and budget may be averaged.
+    Columns: those of metrics.csv, notebook, budget (what was spent on training and rows, see
+    `budget`; only runs of one model and budget may be averaged), and source of the rows.
     """
-    tables = [pd.DataFrame(columns=[*COLUMNS, "notebook", "budget"])]
+    tables = [pd.DataFrame(columns=[*COLUMNS, "notebook", "budget", "source"])]
     for path in sorted(placed(folder).glob("*/run.json")):
         facts = read_facts(path.parent)
         if facts["status"] == "finished":
             more = {"notebook": facts["config"].get("notebook", "")}
-            more |= {"budget": budget(facts["config"])}
+            more |= {"budget": budget(facts["config"]), "source": _source(facts.get("data", {}))}
             tables.append(read_metrics(path.parent / "metrics.csv").assign(**more))
     table = pd.concat(tables[1:] or tables, ignore_index=True)
     return table[(table[list(where)] == list(where.values())).all(axis=1)] if where else table
@@ -336,7 +344,7 @@ def load_published() -> pd.DataFrame:
     """Every published number, with its source and the words it was published under."""
     folder = files("skillstack_helpers") / "published"
     paths = sorted(p for p in folder.iterdir() if p.name.endswith(".csv"))
-    tables = [pd.read_csv(path.open(encoding="utf-8"), keep_default_na=False) for path in paths]
+    tables = [pd.read_csv(StringIO(p.read_text("utf-8")), keep_default_na=False) for p in paths]
     return pd.concat(tables, ignore_index=True)
 
 
