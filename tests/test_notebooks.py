@@ -50,7 +50,7 @@ def papermill(name, out, cwd=ROOT / "notebooks", data_dir=None, twice=False, **p
     command += [os.path.relpath(path, cwd), str(out / "out.ipynb")]
     for key, value in given.items():
         command += ["-p", key, str(value)]
-    env = dict(ENV)
+    env = ENV | {"OMP_NUM_THREADS": "1"}  # as the committed run: sums are added in one order
     if data_dir:
         env["SKILLSTACK_DATA"] = str(data_dir)
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
