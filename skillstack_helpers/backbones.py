@@ -248,6 +248,7 @@ class Backbone:
         for parameter, trains in wanted.items():  # PEFT's switch makes the slot trainable
             parameter.requires_grad_(trains)
 
+    @torch.inference_mode(False)  # a slot made while generating must be able to learn later
     def attach(self, r: int, alpha: int) -> None:
         """Give the backbone one LoRA slot of that shape on all linear layers (BERT's unused
         pooler excluded). One slot serves every frame: frames are copied in and out of it."""

@@ -279,3 +279,11 @@ def test_a_message_that_only_holds_401_is_not_called_gated():
     assert "licence" not in backbones._explain("x", OSError("file 4015, aggregated size 401"))
     words = "401 Client Error. Cannot access gated repo for url"
     assert "is gated: accept its licence" in backbones._explain("x", OSError(words))
+
+
+def test_a_slot_made_in_inference_mode_can_be_switched_and_trained(backbone):
+    with torch.inference_mode():
+        backbone.attach(4, 8)
+    with backbone.without_adapter():
+        pass
+    assert not any(p.is_inference() for p in backbone.lora_parameters.values())
