@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import training
-from .errors import SkillStackError, did_you_mean
+from .errors import SkillStackError, checked_texts, did_you_mean
 from .files import cache_dir, file_sha256, package_dir
 
 AUTO_GPU = "meta-llama/Llama-3.2-1B-Instruct"
@@ -99,10 +99,14 @@ class Backbone:
         if Path(self.name).is_dir():
             ours["name"] = identity.get("name")
             before = str(revision).startswith("sha256:") and revision != self.revision
-            # Version 0.1 left the tokenizer out.
-            if before and revision == _folder_revision(Path(self.name), weights_only=True):
+            if before and revision == self._revision_of_0_1:
                 ours["revision"] = revision
         return next((key for key in ours if identity.get(key) != ours[key]), None)
+
+    @functools.cached_property
+    def _revision_of_0_1(self) -> str:
+        """That of a local folder as version 0.1 counted it, which left the tokenizer out."""
+        return _folder_revision(Path(self.name), weights_only=True)
 
     # -------------------------------------------------------------- text in, features out
 
@@ -119,27 +123,28 @@ class Backbone:
             raise SkillStackError(
                 f"max_length={max_length}, but {self.name} has {self.max_positions} positions"
             )
-        for text in texts:
-            if not isinstance(text, str):
-                raise SkillStackError(f"texts must be strings, got {text!r}")
-        how = (max_length, middle)
+        texts, how = checked_texts(texts), (max_length, middle)
         new = list(dict.fromkeys(t for t in texts if (t, *how) not in self._tokens))
         if len(self._tokens) + len(new) > _CACHED_TEXTS:
             self._tokens.clear()
             new = list(dict.fromkeys(texts))
         if new:
-            # Tokenizers read UTF-8, which has no lone surrogates; half an emoji becomes "?".
-            clean = [text.encode("utf-8", "replace").decode() for text in new]
             if middle:
-                ids = self.tokenizer(clean, add_special_tokens=False)["input_ids"]
+                ids = self.tokenize(new, add_special_tokens=False)
                 ids = [_without_middle(row, max_length) for row in ids]
             else:
-                ids = self.tokenizer(clean, truncation=True, max_length=max_length)["input_ids"]
+                ids = self.tokenize(new, truncation=True, max_length=max_length)
                 # Llama-like tokenizers turn "" into nothing; a model needs at least one token.
                 ids = [row or [self.pad_id] for row in ids]
             for text, row in zip(new, ids, strict=True):
                 self._tokens[text, *how] = np.array(row, dtype=np.int32)
         return [self._tokens[text, *how] for text in texts]
+
+    def tokenize(self, texts: Sequence[str], **how) -> list[list[int]]:
+        """Token ids as the tokenizer gives them with these arguments; nothing is kept."""
+        # Tokenizers read UTF-8, which has no lone surrogates; half an emoji becomes "?".
+        clean = [text.encode("utf-8", "replace").decode() for text in texts]
+        return self.tokenizer(clean, **how)["input_ids"]
 
     @property
     def pad_id(self) -> int:

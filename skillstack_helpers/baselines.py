@@ -82,8 +82,8 @@ class Sequential:
 
     def _loss(self, data: TaskData, ids: list, rng) -> tuple[Callable, list[LinearHead]]:
         """``loss(rows)`` of the task's training rows, and the heads it trains."""
-        heads, owners = [self.heads[data.name]], np.zeros(len(ids), dtype=np.int64)
-        return classification_loss(heads, ids, data.labels("train"), owners), heads
+        head = self.heads[data.name]
+        return head.loss(data, self.config.max_length)[0], [head]
 
     _after_backward: Callable[[], None] | None = None  # called before gradients are clipped
 
@@ -92,10 +92,9 @@ class Sequential:
             loss,
             [*self._body(), *(p for head in heads for p in head.parameters())],
             [len(row) for row in ids],
-            epochs=self.config.epochs,
+            self.config,
+            rng,
             lr=self._lr(),
-            batch_size=self.config.batch_size,
-            rng=rng,
             after_backward=self._after_backward,
             description=description,
             progress=progress,
@@ -107,7 +106,7 @@ class Sequential:
         return list(self.backbone.lora_parameters.values())
 
     def _lr(self) -> float:
-        return self.config.lr or training.default_lr(self.backbone.hidden_size)
+        return training.peak_lr(self.config, self.backbone.hidden_size)
 
     def _finish(self, data: TaskData, ids: list, rng) -> None:
         """What the method keeps of a task it has learned."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import SkillStackError, checked_name
 from .frames import ADAPTER, HEAD, PACKED, Frame, inner, read_frame, unpack, weights_digest
-from .stack import SkillStack, read_manifest
+from .stack import SkillStack, follow, read_manifest
 
 MERGES = ("linear", "ties", "dare_linear", "dare_ties", "svd")  # PEFT's names
 
@@ -363,9 +363,7 @@ def _old_frame(name: str, record: Mapping, original) -> Frame:
 
 def _place(stack: SkillStack, frame: Frame) -> int:
     """Where a frame was in the chain: right behind its parent, or what is left of its ancestors."""
-    parent = frame.parent
-    while parent in stack.dropped:
-        parent = stack.dropped[parent]["parent"]
+    parent = follow(stack.dropped, frame.parent, "parent")
     return [None, *(f.name for f in stack.frames)].index(parent)
 
 

@@ -26,3 +26,15 @@ def checked_name(name: str, known: Iterable[str], what: str) -> str:
     if name not in known:
         raise SkillStackError(f"unknown {what} {name!r}{did_you_mean(str(name), known)}")
     return name
+
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list, or an error if they are anything but strings."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        what = "one string" if isinstance(texts, str) else repr(texts)
+        raise SkillStackError(f"texts must be a sequence of strings, got {what}")
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise SkillStackError(f"texts must be strings, got {text!r}")
+    return texts

@@ -51,10 +51,9 @@ class _Head:
             loss,
             parameters,
             lengths,
-            epochs=config.epochs,
-            lr=config.lr or training.default_lr(self.backbone.hidden_size),
-            batch_size=config.batch_size,
-            rng=rng,
+            config,
+            rng,
+            lr=training.peak_lr(config, self.backbone.hidden_size),
             description=f"train {data.name}",
             progress=progress,
         )
@@ -191,8 +190,7 @@ class PromptHead(_Head):
         return {}
 
     def _ids(self, text: str) -> np.ndarray:
-        clean = text.encode("utf-8", "replace").decode()  # half an emoji becomes "?"
-        ids = self.backbone.tokenizer(clean, add_special_tokens=False)["input_ids"]
+        (ids,) = self.backbone.tokenize([text], add_special_tokens=False)
         return np.array(ids, dtype=np.int32)
 
     def encode(

@@ -8,7 +8,6 @@ sequential adapter, which forgets; an earlier frame, picked again, cannot.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import shutil
 import time
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .backbones import Backbone
 from .config import TrainingConfig
-from .errors import SkillStackError, did_you_mean
+from .errors import SkillStackError, checked_texts, did_you_mean
 from .files import digest, explain, file_sha256, versions, write_atomic
 from .frames import (
     NAME,
@@ -38,7 +37,7 @@ from .frames import (
 )
 from .heads import Evaluation, LinearHead, PromptHead
 from .tasks import TaskData
-from .training import default_lr, seeded
+from .training import recipe, seeded
 
 
 class Prediction(NamedTuple):
@@ -76,9 +75,7 @@ class SkillStack:
 
     def __getitem__(self, name: str) -> Frame:
         """The frame of that name, or the one that answers for it if it was dropped."""
-        answering = name
-        while answering in self.dropped:
-            answering = self.dropped[answering]["to"]
+        answering = follow(self.dropped, name, "to")
         for frame in self.frames:
             if frame.name == answering:
                 return frame
@@ -140,8 +137,6 @@ class SkillStack:
             losses = head.train(data, config, rng, progress)
             seconds = time.perf_counter() - start
         evaluated = head.evaluate(data, config.max_length, progress)
-        training = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainingConfig)}
-        training["lr"] = config.lr or default_lr(backbone.hidden_size)
         rows = {"source": data.source, "fingerprint": data.fingerprint}
         rows |= {"train_fingerprint": data.train_fingerprint} | dict(data.budget)
         measured = {"accuracy": evaluated.accuracy, "n": len(evaluated.labels)}
@@ -153,7 +148,7 @@ class SkillStack:
             label_names=tuple(labels),
             parent=parent.name if parent else None,
             metrics=MappingProxyType(measured),
-            training=MappingProxyType(training),
+            training=MappingProxyType(recipe(config, backbone.hidden_size)),
             data=MappingProxyType(rows),
             losses=tuple(losses),
             seconds=seconds,
@@ -203,9 +198,7 @@ class SkillStack:
 
         head: whose head, also one or one per text (default: the frame's).
         """
-        if isinstance(texts, str):
-            raise SkillStackError("texts must be a sequence of strings, got one string")
-        texts = list(texts)
+        texts = checked_texts(texts)
         frames = self._answering(frame, texts)
         heads = frames if head is None else self._answering(head, texts)
         asked = list(dict.fromkeys(zip(frames, heads, strict=True)))
@@ -229,7 +222,7 @@ class SkillStack:
 
         Columns: frame, label, label_name, probability, router_score, depth, fallback.
         """
-        texts = list(texts) if not isinstance(texts, str) else texts
+        texts = checked_texts(texts)
         routes = router.route(texts)
         prediction = self.predict(texts, list(routes["frame"]))
         return pd.DataFrame(
@@ -389,15 +382,16 @@ def read_manifest(folder: Path) -> dict:
         if not isinstance(entry, dict) or not {"to", "parent"} <= entry.keys():
             raise SkillStackError(f"{path}: dropped {name!r} has no 'to' or 'parent'")
     for name in dropped:
-        if name in kept or _follow(dropped, name, "to") not in kept:
+        if name in kept or follow(dropped, name, "to") not in kept:
             raise SkillStackError(f"{path}: no frame answers for the dropped {name!r}")
-        if _follow(dropped, name, "parent") in dropped:
+        if follow(dropped, name, "parent") in dropped:
             raise SkillStackError(f"{path}: the parents of the dropped {name!r} go in a circle")
     return manifest
 
 
-def _follow(dropped: Mapping, name: str, key: str) -> str | None:
-    """Where a chain of dropped frames ends; a dropped frame if it goes in a circle."""
+def follow(dropped: Mapping, name: str | None, key: str) -> str | None:
+    """Where a chain of dropped frames ends, along ``"to"`` or ``"parent"``; a dropped frame if it
+    goes in a circle."""
     for _ in range(len(dropped)):
         if name in dropped:
             name = dropped[name][key]

@@ -7,6 +7,7 @@ training, routing and evaluation rows; same arguments, same rows, on every machi
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -89,7 +90,7 @@ class TaskData:
     def name(self) -> str:
         return self.task.name
 
-    @property
+    @functools.cached_property
     def train_fingerprint(self) -> str:
         """SHA-256 of the training rows alone: a larger `n_eval` does not change it."""
         return hashlib.sha256(_as_bytes(self.train)).hexdigest()

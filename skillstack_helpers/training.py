@@ -7,6 +7,7 @@ batches hold texts of similar length, so little is padded.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .config import TrainingConfig
 from .errors import SkillStackError
 
 EVAL_BATCH = 64  # fixed: logits are bit-equal only where the batches are the same
@@ -25,6 +27,18 @@ def default_lr(hidden_size: int) -> float:
     """Peak learning rate of a LoRA where none is given: the published 2e-4 for Llama-size models.
     Smaller ones learn little from it in so few steps; docs/log.md has the search."""
     return 2e-4 if hidden_size >= 2048 else 5e-4 if hidden_size >= 512 else 2e-3
+
+
+def peak_lr(config: TrainingConfig, hidden_size: int) -> float:
+    """The config's learning rate, or the default of models of that size."""
+    return config.lr or default_lr(hidden_size)
+
+
+def recipe(config: TrainingConfig, hidden_size: int) -> dict:
+    """What a frame was trained with, as it is noted and compared: the training fields alone, the
+    learning rate resolved."""
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainingConfig)}
+    return fields | {"lr": peak_lr(config, hidden_size)}
 
 
 @contextlib.contextmanager
@@ -54,24 +68,24 @@ def train(
     loss: Callable[[np.ndarray], Tensor],
     parameters: Sequence[Tensor],
     lengths: Sequence[int],
-    *,
-    epochs: int,
-    lr: float,
-    batch_size: int,
+    config: TrainingConfig,
     rng: np.random.Generator,
+    *,
+    lr: float,
     after_backward: Callable[[], None] | None = None,
     description: str = "train",
     progress: Callable = tqdm,
 ) -> list[float]:
     """Minimize ``loss(rows)``, a scalar for a batch of row indices; returns the loss of every step.
 
-    lengths: tokens of each row, (n,). AdamW without weight decay, gradient norm clipped at 1,
-    learning rate up over the first tenth of the steps and then linearly down to zero.
-    after_backward: called before gradients are clipped. Deterministic on the CPU for a given `rng`
-    and torch seed. Raises `SkillStackError` if the training diverged.
+    lengths: tokens of each row, (n,). config: for epochs and batch size. AdamW without weight
+    decay, gradient norm clipped at 1, learning rate up over the first tenth of the steps and then
+    linearly down to zero. after_backward: called before gradients are clipped. Deterministic on the
+    CPU for a given `rng` and torch seed. Raises `SkillStackError` if the training diverged.
     """
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
-    batches = [b for _ in range(epochs) for b in train_batches(lengths, batch_size, rng)]
+    epochs = (train_batches(lengths, config.batch_size, rng) for _ in range(config.epochs))
+    batches = [batch for epoch in epochs for batch in epoch]
     warmup = max(1, round(WARMUP * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,

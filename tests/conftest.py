@@ -150,6 +150,20 @@ def saved(model_dirs, stream, tmp_path_factory):
 
 
 @pytest.fixture
+def stack(saved):
+    from skillstack_helpers.lab.experiment import open_stack
+
+    return open_stack(saved)
+
+
+@pytest.fixture
+def routers(saved, stack):
+    from skillstack_helpers.lab.experiment import stack_routers
+
+    return stack_routers(stack, saved)
+
+
+@pytest.fixture
 def backbone(model_dirs):
     return load_backbone(str(model_dirs["bert"]), device="cpu")
 

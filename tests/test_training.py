@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skillstack_helpers import SkillStackError, training
+from skillstack_helpers.config import TrainingConfig
 from skillstack_helpers.heads import LinearHead, classification_loss
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=300)
@@ -46,11 +47,15 @@ def fit(backbone, seed=0, **options):
     backbone.reset_lora()
     head = LinearHead(backbone, ("no", "yes"))
     texts = [f"class{i % 2} of the and" for i in range(32)]
-    settings = dict(epochs=6, lr=1e-2, batch_size=4, rng=np.random.default_rng(seed)) | options
+    given = {"epochs": 6, "batch_size": 4} | options
+    config = TrainingConfig(**{k: given.pop(k) for k in ("epochs", "batch_size")})
+    rng = np.random.default_rng(seed)
     ids, labels = backbone.encode(texts, 16), np.arange(32) % 2
     loss = classification_loss([head], ids, labels, np.zeros(32, dtype=int))
     parameters = [*backbone.lora_parameters.values(), *head.parameters()]
-    losses = training.train(loss, parameters, [len(row) for row in ids], **settings)
+    losses = training.train(
+        loss, parameters, [len(row) for row in ids], config, rng, lr=1e-2, **given
+    )
     return head, losses, texts, labels
 
 

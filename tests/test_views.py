@@ -7,18 +7,7 @@ import pytest
 
 from skillstack_helpers import SkillStackError, compression
 from skillstack_helpers.lab import views
-from skillstack_helpers.lab.experiment import open_stack, stack_routers
-
-
-@pytest.fixture
-def stack(saved):
-    return open_stack(saved)
-
-
-@pytest.fixture
-def routers(saved, stack):
-    return stack_routers(stack, saved)
-
+from skillstack_helpers.lab.experiment import open_stack
 
 # ------------------------------------------------------------------ a stack, a frame
 

@@ -9,18 +9,8 @@ import pytest
 
 from skillstack_helpers import compression
 from skillstack_helpers.lab import views, widgets
-from skillstack_helpers.lab.experiment import load_rows, open_stack, stack_routers
+from skillstack_helpers.lab.experiment import load_rows, open_stack
 from skillstack_helpers.stack import SkillStack
-
-
-@pytest.fixture
-def stack(saved):
-    return open_stack(saved)
-
-
-@pytest.fixture
-def routers(saved, stack):
-    return stack_routers(stack, saved)
 
 
 @pytest.fixture

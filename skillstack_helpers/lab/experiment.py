@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from tqdm.auto import tqdm
 
 from .. import metrics
 from ..backbones import Backbone, load_backbone
-from ..config import TrainingConfig
 from ..errors import SkillStackError
 from ..frames import Frame, read_frame
 from ..routers import load_router, make_router, save_router
 from ..stack import SkillStack, read_manifest
 from ..tasks import PRESETS, Task, TaskData, load_task
-from ..training import default_lr
+from ..training import recipe
 from .parameters import RunConfig
 from .runs import Run, placed
 
@@ -61,11 +59,10 @@ def find_stack(
 
     Routing and evaluation rows may be others: frames have not seen them.
     """
-    recipe = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainingConfig)}
-    recipe["lr"] = config.lr or default_lr(backbone.hidden_size)
+    wanted = recipe(config, backbone.hidden_size)
 
     def is_this(frame: Frame, data: TaskData) -> bool:
-        same = all(frame.training.get(name) == value for name, value in recipe.items())
+        same = all(frame.training.get(name) == value for name, value in wanted.items())
         rows = frame.data.get("train_fingerprint") == data.train_fingerprint
         rows |= frame.data.get("fingerprint") == data.fingerprint  # all that version 0.1 noted
         return same and rows and frame.prompt == (prompt(data.task) if prompt else None)
@@ -73,11 +70,11 @@ def find_stack(
     for path in sorted(placed(config.output_dir).glob("*/stack/stack.json")):
         manifest = read_manifest(path.parent)
         names = [entry["name"] for entry in manifest["frames"]]
-        if names != [data.name for data in stream] or manifest.get("decisions"):
+        other = names != [data.name for data in stream] or manifest.get("decisions")
+        if other or backbone.differs_from(manifest["backbone"]):
             continue
         frames = [read_frame(path.parent / "frames" / name) for name in names]
-        same = all(is_this(frame, data) for frame, data in zip(frames, stream, strict=True))
-        if same and not backbone.differs_from(manifest["backbone"]):
+        if all(is_this(frame, data) for frame, data in zip(frames, stream, strict=True)):
             return path.parent
     return None
 

@@ -231,23 +231,22 @@ def open_run(
             raise SkillStackError(f"another process is working on {folder}") from None
         except OSError as error:
             raise SkillStackError(f"cannot write to {folder}: {explain(error)}") from None
-    fields = {k: v for k, v in vars(config).items() if k not in ("data_dir", "output_dir")}
-    code = {"versions": versions(), **_git()}
-    if not path.exists():
-        run.facts = {"run_id": folder.name, "status": "running", "started": _now()}
-        run.facts |= {"config": fields, "method": method, **code}
-        run.facts["data"] = _rows(stream)
-        run.facts |= {"backbone": backbone.identity(), "device": describe_device(backbone.device)}
-    else:
+    if path.exists():
         run.facts = read_facts(folder)  # behind the lock: it may have been finished meanwhile
         if (folder / "metrics.csv").exists():
             run.metrics = read_metrics(folder / "metrics.csv")
-    if run.finished:
-        print(f"{run.id} is finished: its numbers are read. To measure again, delete")
-        print(f"{folder} or set another output_dir.")
-        return run
-    if path.exists():
-        run.facts.setdefault("resumed", []).append({"started": _now(), **code})
+        if run.finished:
+            print(f"{run.id} is finished: its numbers are read. To measure again, delete")
+            print(f"{folder} or set another output_dir.")
+            return run
+    code = {"started": _now(), "versions": versions(), **_git()}
+    if run.facts:
+        run.facts.setdefault("resumed", []).append(code)
+    else:
+        fields = {k: v for k, v in vars(config).items() if k not in ("data_dir", "output_dir")}
+        run.facts = {"run_id": folder.name, "status": "running", "config": fields}
+        run.facts |= {"method": method, **code, "data": _rows(stream)}
+        run.facts |= {"backbone": backbone.identity(), "device": describe_device(backbone.device)}
     for stale in folder.glob(".tmp-*"):  # left behind by a killed process
         stale.unlink()
     run._write_facts()

@@ -15,7 +15,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ..errors import SkillStackError
+from ..errors import SkillStackError, checked_texts
 
 CALIBRATION_FOLDS = 3  # and the fewest texts of a frame that a temperature is fitted on
 
@@ -171,18 +171,6 @@ def fit_temperature(scores: np.ndarray, columns: Sequence[str], names: Sequence[
 
     found = minimize_scalar(loss, bounds=(-10, 10), method="bounded", options={"xatol": 1e-10})
     return float(np.exp(-found.x))
-
-
-def checked_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list, or an error if they are anything but strings."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        what = "one string" if isinstance(texts, str) else repr(texts)
-        raise SkillStackError(f"texts must be a sequence of strings, got {what}")
-    texts = list(texts)
-    for text in texts:
-        if not isinstance(text, str):
-            raise SkillStackError(f"texts must be strings, got {text!r}")
-    return texts
 
 
 def _paired(texts: Iterable[str], frame_names: Iterable, known: Sequence = ()) -> tuple:

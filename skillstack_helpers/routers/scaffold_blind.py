@@ -11,7 +11,8 @@ from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.utils.validation import check_is_fitted
 
-from .base import checked_texts, depths, needed, places, unit
+from ..errors import checked_texts
+from .base import depths, needed, places, unit
 from .hybrid import HybridEmbedRouter
 
 DETECTOR_TEXTS = 1500  # of the routing texts, for a regression on some twenty numbers
