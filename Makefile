@@ -1,12 +1,15 @@
 # make demo: train and route a small stack on real text.  make inspect: look into it in a browser.
+# make gallery: every figure and page from the committed runs.  make book: all notebooks as HTML.
 # make test: everything CI checks.
+SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := results/demo
 PORT := 8866
+NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo inspect picture lint test readme clean
+.PHONY: help demo inspect picture gallery book lint test clean
 
 help:
 	@grep -h "^# make" Makefile | sed "s/^# //"
@@ -17,12 +20,14 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-embedded.txt
 	touch $@
 
+# A line for each skill as soon as it is learned; a kernel's warning about local sockets is left out.
 demo: .venv/.installed
-	mkdir -p $(DEMO)
-	$(BIN)/papermill notebooks/01_train_stack.ipynb $(DEMO)/01_train_stack.ipynb \
-		-p preset mini4 -p model minilm -p output_dir $(DEMO)
-	@$(BIN)/python results/report.py show $(DEMO)
-	@echo "notebook  $(CURDIR)/$(DEMO)/01_train_stack.ipynb"
+	@mkdir -p $(DEMO)
+	@echo "Training a stack on four small tasks, a line each (notebooks/01_train_stack.ipynb) ..."
+	@set -o pipefail; $(BIN)/papermill notebooks/01_train_stack.ipynb $(DEMO)/01_train_stack.ipynb \
+		-p preset demo4 -p model minilm -p output_dir $(DEMO) \
+		--no-progress-bar --log-level ERROR --stdout-file - 2>&1 | sed -u "/Kernel is running over TCP/d"
+	@echo; $(BIN)/python results/report show $(DEMO)
 
 # The notebook with its parameters, served on loopback; Voilà prints the address.
 inspect: .venv/.installed
@@ -44,11 +49,20 @@ lint: .venv/.installed
 	$(BIN)/lint-imports
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
+# Files side by side, each on one thread.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-readme: .venv/.installed
-	$(BIN)/python results/report.py readme
+gallery: .venv/.installed
+	$(BIN)/python results/report gallery
+
+# Every notebook, executed (hours without a GPU; BOOK="-p n_train 8" makes it shorter), as HTML.
+book: .venv/.installed
+	mkdir -p book
+	for notebook in $(NOTEBOOKS); do \
+		$(BIN)/papermill $$notebook book/$$(basename $$notebook) $(BOOK) || exit 1; \
+	done
+	$(BIN)/jupyter nbconvert --to html book/*.ipynb
 
 clean:
 	rm -rf .venv $(DEMO)

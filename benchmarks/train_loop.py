@@ -47,6 +47,7 @@ from skillstack_helpers.backbones import Backbone, load_backbone
 from skillstack_helpers.files import versions
 from skillstack_helpers.lab.parameters import RunConfig
 from skillstack_helpers.lab.runs import describe_device
+from skillstack_helpers.progress import silent
 from skillstack_helpers.stack import SkillStack
 from skillstack_helpers.tasks import PRESETS, TaskData, get_task, load_task
 from skillstack_helpers.training import EVAL_BATCH, WARMUP, default_lr
@@ -72,7 +73,8 @@ def time_ours(backbone: Backbone, data: TaskData, config: RunConfig) -> Timing:
     backbone.attach(config.lora_r, config.lora_alpha)
     backbone._tokens.clear()  # private on purpose: every measurement must tokenize its texts itself
     start = time.perf_counter()
-    frame = SkillStack(backbone).grow(data, config, progress=lambda batches, **_: batches)
+    with silent():
+        frame = SkillStack(backbone).grow(data, config)
     seconds = time.perf_counter() - start
     return Timing(frame.seconds, seconds - frame.seconds, frame.metrics["accuracy"])
 

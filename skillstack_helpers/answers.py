@@ -8,10 +8,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from tqdm.auto import tqdm
 
 from .errors import SkillStackError
 from .frames import Frame, weights_digest
+from .progress import progress
 from .stack import SkillStack
 from .tasks import TaskData
 
@@ -126,6 +126,6 @@ def _by_frame(stack: SkillStack, names, n: int) -> Iterator[tuple[Frame, np.ndar
 
 def transfer(stack: SkillStack, answers: Answers, names: Sequence[str]) -> pd.DataFrame:
     """Accuracy of every named frame (rows) on the texts of every named task (columns)."""
-    rows, bar = np.isin(answers.tasks, list(names)), tqdm(names, desc="transfer", unit="frame")
+    rows, bar = np.isin(answers.tasks, list(names)), progress(names, "transfer", "frame")
     table = {name: answers.accuracy(answers.right(stack, name, rows), rows) for name in bar}
     return pd.DataFrame(table).T.reindex(columns=list(names))

@@ -12,18 +12,18 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from . import training
 from .errors import SkillStackError, checked_texts, did_you_mean
 from .files import cache_dir, file_sha256, package_dir
+from .progress import progress
 
 AUTO_GPU = "meta-llama/Llama-3.2-1B-Instruct"
 EMBEDDED = {
@@ -185,9 +185,7 @@ class Backbone:
         last = attention_mask.sum(1) - 1  # (batch,)
         return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
 
-    def embed(
-        self, texts: Sequence[str], max_length: int = 160, progress: Callable = tqdm
-    ) -> np.ndarray:
+    def embed(self, texts: Sequence[str], max_length: int = 160) -> np.ndarray:
         """Mean-pooled hidden states of the frozen model, float32 (n, layers, hidden).
 
         The adapter in the slot is switched off. Layers are evenly spaced from the token embeddings
@@ -201,18 +199,18 @@ class Backbone:
             self._embedded.clear()
             new = list(dict.fromkeys(texts))
         if new:
-            for text, row in zip(new, self._pooled(new, max_length, progress), strict=True):
+            for text, row in zip(new, self._pooled(new, max_length), strict=True):
                 self._embedded[text, max_length] = row
         rows = [self._embedded[text, max_length] for text in texts]
         return np.array(rows, dtype=np.float32).reshape(len(rows), -1, self.hidden_size)
 
     @torch.inference_mode()
-    def _pooled(self, texts: list[str], max_length: int, progress: Callable) -> np.ndarray:
+    def _pooled(self, texts: list[str], max_length: int) -> np.ndarray:
         ids = self.encode(texts, max_length)
         out = None
         with self.without_adapter():
             batches = training.eval_batches([len(row) for row in ids])
-            for batch in training.batch_bar(progress, batches, "embed"):
+            for batch in progress(batches, "embed", "batch"):
                 padded, mask = training.pad([ids[i] for i in batch], self.pad_id, self.device)
                 states = self.model(
                     input_ids=padded, attention_mask=mask, output_hidden_states=True

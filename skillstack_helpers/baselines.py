@@ -2,7 +2,7 @@
 
 A learner learns task after task (`learn(data)`) or, where `at_once` is true, a whole stream
 (`learn(stream)`); `evaluate` and `predict` ask it. All but the TF-IDF ones train the backbone's
-LoRA slot and keep a head per task, so they must be told whose head answers: the task is given.
+LoRA slot and keep a head per task; which head answers, the caller says (the task is given).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
-from tqdm.auto import tqdm
 
 from . import training
 from .backbones import Backbone
@@ -25,6 +24,7 @@ from .config import TrainingConfig
 from .errors import SkillStackError, checked_name, did_you_mean
 from .generation import write
 from .heads import Evaluation, LinearHead, classification_loss
+from .progress import progress
 from .routers.hybrid import HybridSVMRouter
 from .tasks import TaskData
 
@@ -48,7 +48,7 @@ class Sequential:
 
     # ---------------------------------------------------------------- learning
 
-    def learn(self, data: TaskData, progress: Callable = tqdm) -> list[float]:
+    def learn(self, data: TaskData) -> list[float]:
         """Train on the next task; returns the loss of every step."""
         if data.name in self.heads:
             raise SkillStackError(f"task {data.name!r} was learned before")
@@ -60,7 +60,7 @@ class Sequential:
             try:
                 ids = self.backbone.encode(data.texts("train"), self.config.max_length)
                 loss, heads = self._loss(data, ids, rng)
-                losses = self._train(loss, heads, ids, rng, data.name, progress)
+                losses = self._train(loss, heads, ids, rng, data.name)
             except BaseException:  # interrupted: the task can be learned again
                 del self.heads[data.name]
                 raise
@@ -87,7 +87,7 @@ class Sequential:
 
     _after_backward: Callable[[], None] | None = None  # called before gradients are clipped
 
-    def _train(self, loss, heads, ids, rng, description, progress) -> list[float]:
+    def _train(self, loss, heads, ids, rng, description) -> list[float]:
         losses = training.train(
             loss,
             [*self._body(), *(p for head in heads for p in head.parameters())],
@@ -97,7 +97,6 @@ class Sequential:
             lr=self._lr(),
             after_backward=self._after_backward,
             description=description,
-            progress=progress,
         )
         self.updates += len(losses)
         return losses
@@ -113,9 +112,9 @@ class Sequential:
 
     # ---------------------------------------------------------------- asking
 
-    def evaluate(self, data: TaskData, progress: Callable = tqdm) -> Evaluation:
+    def evaluate(self, data: TaskData) -> Evaluation:
         """Accuracy and predictions on a learned task's evaluation rows, under its own head."""
-        return self._head(data.name).evaluate(data, self.config.max_length, progress)
+        return self._head(data.name).evaluate(data, self.config.max_length)
 
     def predict(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
         """Label names, object (n,): each text under the head of the task named for it."""
@@ -171,9 +170,9 @@ class Independent(Sequential):
     def _finish(self, data, ids, rng) -> None:
         self._adapters[data.name] = self._adapter
 
-    def evaluate(self, data, progress=tqdm) -> Evaluation:
+    def evaluate(self, data) -> Evaluation:
         if data.fingerprint not in self._evaluated:  # its adapter is never written to again
-            self._evaluated[data.fingerprint] = super().evaluate(data, progress)
+            self._evaluated[data.fingerprint] = super().evaluate(data)
         return self._evaluated[data.fingerprint]
 
     def _activate(self, task) -> None:
@@ -274,7 +273,6 @@ def diagonal_fisher(
     parameters: Sequence[Tensor],
     labels: np.ndarray,
     estimator: str,
-    progress: Callable = tqdm,
 ) -> Tensor:
     """Diagonal of the Fisher information, (parameters,), a mean over n rows.
 
@@ -290,7 +288,7 @@ def diagonal_fisher(
         total.add_(weight * parameters_to_vector(gradients).square())
 
     n = len(labels)
-    for row in progress(range(n), desc="Fisher", leave=False, unit="row"):
+    for row in progress(range(n), "Fisher", "row"):
         log_p = log_probabilities(np.array([row]))[0]  # (classes,)
         if estimator == "empirical":
             add(log_p[int(labels[row])], 1 / n)
@@ -420,7 +418,7 @@ class Joint(Sequential):
 
     at_once = True
 
-    def learn(self, stream: Sequence[TaskData], progress: Callable = tqdm) -> list[float]:
+    def learn(self, stream: Sequence[TaskData]) -> list[float]:
         """Train on all tasks, their rows mixed in every epoch; as many updates as one by one."""
         rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, 0]))
         start = time.perf_counter()
@@ -434,7 +432,7 @@ class Joint(Sequential):
             labels = np.concatenate([data.labels("train") for data in stream])
             owners = np.repeat(np.arange(len(stream)), [len(data.train) for data in stream])
             loss = classification_loss(heads, ids, labels, owners)
-            losses = self._train(loss, heads, ids, rng, "all tasks", progress)
+            losses = self._train(loss, heads, ids, rng, "all tasks")
             self.heads = {data.name: head for data, head in zip(stream, heads, strict=True)}
             self._adapter = self.backbone.read_lora()
         self.seconds += time.perf_counter() - start

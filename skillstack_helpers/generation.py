@@ -8,17 +8,17 @@ answers; `SkillStack.predict` chooses among the label words, `generate` lets the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from . import training
 from .backbones import Backbone
 from .errors import SkillStackError
 from .heads import PROMPTS, PromptHead, label_word, left_pad
+from .progress import progress
 from .stack import SkillStack
 
 
@@ -31,7 +31,6 @@ def generate(
     contexts: Sequence[str] | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = PROMPTS,
-    progress: Callable = tqdm,
 ) -> list[str]:
     """What a frame writes after each prompt, greedily, up to the end token.
 
@@ -46,7 +45,7 @@ def generate(
     how = {"max_new_tokens": max_new_tokens or longest + 2, "do_sample": False}
     backbone, written = stack.backbone, np.empty(len(texts), dtype=object)
     batches = training.eval_batches([len(row) for row in prompts], batch_size)
-    for batch in training.batch_bar(progress, batches, f"{frame} writes"):
+    for batch in progress(batches, f"{frame} writes", "batch"):
         ids, mask = left_pad([prompts[i] for i in batch], backbone.pad_id, backbone.device)
         written[batch] = write(backbone, ids, mask, **how)
     return list(written)

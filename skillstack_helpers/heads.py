@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from . import training
 from .backbones import Backbone
 from .config import TrainingConfig
 from .errors import SkillStackError
+from .progress import progress
 from .tasks import Task, TaskData
 
 PROMPTS = 32  # per batch; answers do not depend on it beyond numerical noise
@@ -42,7 +42,6 @@ class _Head:
         data: TaskData,
         config: TrainingConfig,
         rng: np.random.Generator,
-        progress: Callable = tqdm,
     ) -> list[float]:
         """Train the backbone's slot (and the head) on a task; returns the loss of every step."""
         loss, lengths = self.loss(data, config.max_length)
@@ -55,12 +54,11 @@ class _Head:
             rng,
             lr=training.peak_lr(config, self.backbone.hidden_size),
             description=f"train {data.name}",
-            progress=progress,
         )
 
-    def evaluate(self, data: TaskData, max_length: int, progress: Callable = tqdm) -> Evaluation:
+    def evaluate(self, data: TaskData, max_length: int) -> Evaluation:
         """Accuracy and predictions under the slot's adapter on a task's evaluation rows."""
-        scores = self.scores(data.texts("eval"), max_length, f"evaluate {data.name}", progress)
+        scores = self.scores(data.texts("eval"), max_length, f"evaluate {data.name}")
         labels = scores.argmax(1)
         return Evaluation(float((labels == data.labels("eval")).mean()), labels, scores)
 
@@ -110,13 +108,12 @@ class LinearHead(_Head):
         texts: Sequence[str],
         max_length: int,
         description: str = "evaluate",
-        progress: Callable = tqdm,
     ) -> np.ndarray:
         """Logits under the slot's present adapter, float32 (n, classes), in input order."""
         ids = self.backbone.encode(texts, max_length)
         out = np.empty((len(ids), self.layer.out_features), dtype=np.float32)
         batches = training.eval_batches([len(row) for row in ids])
-        for batch in training.batch_bar(progress, batches, description):
+        for batch in progress(batches, description, "batch"):
             out[batch] = self.layer(_features(self.backbone, ids, batch)).cpu().numpy()
         return out
 
@@ -251,7 +248,6 @@ class PromptHead(_Head):
         texts: Sequence[str],
         max_length: int,
         description: str = "choose",
-        progress: Callable = tqdm,
         batch_size: int = PROMPTS,
     ) -> np.ndarray:
         """log p(label word and end | prompt) under the slot's adapter, float32 (n, classes).
@@ -264,7 +260,7 @@ class PromptHead(_Head):
                  for n in self.label_names]  # fmt: skip
         out = np.empty((len(prompts), len(words)), dtype=np.float32)
         batches = training.eval_batches([len(row) for row in prompts], batch_size)
-        for batch in training.batch_bar(progress, batches, description):
+        for batch in progress(batches, description, "batch"):
             ids, mask = left_pad([prompts[i] for i in batch], self.backbone.pad_id, device)
             positions = (mask.cumsum(1) - 1).clamp_min(0)
             read = lm(

@@ -21,14 +21,14 @@ from .tasks import KEYWORD_TEMPLATES, TaskData
 FAMILIES = ("train", "held_out")
 
 
-def dress(text: str, text_pair: str, template: str) -> str:
+def reformat(text: str, text_pair: str, template: str) -> str:
     """One row's content in a template.
 
     A template with ``{text_pair}`` takes a pair; a single text is cut in two halves at the
     sentence end (else the space) nearest its middle. A template without takes a pair's two texts
     one after the other.
 
-    >>> dress("Is it far? No.", "", "Q: {text} A: {text_pair}")
+    >>> reformat("Is it far? No.", "", "Q: {text} A: {text_pair}")
     'Q: Is it far? A: No.'
     """
     if "{text_pair}" not in template:
@@ -71,15 +71,15 @@ def rewritten(
     which of its templates, is decided by the hash of seed and text, so every router sees the same
     rewritten texts. one_format: always the first template, as in `formatted`.
     """
-    return _dressed(stream, split, family, seed, one_format, others=True)
+    return _reformatted(stream, split, family, seed, one_format, others=True)
 
 
 def formatted(stream: Sequence[TaskData], split: str, family: str, seed: int) -> pd.DataFrame:
     """Each row of a split in the first template of its own task: every task wears a format."""
-    return _dressed(stream, split, family, seed, True, others=False)
+    return _reformatted(stream, split, family, seed, True, others=False)
 
 
-def _dressed(stream, split, family, seed, one_format, others) -> pd.DataFrame:
+def _reformatted(stream, split, family, seed, one_format, others) -> pd.DataFrame:
     rows = []
     for data in stream:
         targets = [one for one in stream if one is not data] if others else [data]
@@ -91,7 +91,7 @@ def _dressed(stream, split, family, seed, one_format, others) -> pd.DataFrame:
             target = targets[draw.integers(len(targets))]
             templates = formats(target, family)
             template = templates[0 if one_format else draw.integers(len(templates))]
-            rows.append((dress(text, pair, template), data.name, target.name))
+            rows.append((reformat(text, pair, template), data.name, target.name))
     return pd.DataFrame(rows, columns=["text", "task", "wears"])
 
 

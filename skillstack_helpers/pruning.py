@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import norm
-from tqdm.auto import tqdm
 
 from .answers import Answers
 from .compression import MERGES, drop, families, merge
 from .errors import SkillStackError, checked_name
 from .frames import Frame
+from .progress import progress
 from .stack import SkillStack
 
 
@@ -61,7 +61,6 @@ def prune(
     max_loss_pp: float = 1.0,
     confidence: float = 0.95,
     merge_by: str | None = "svd",
-    progress: Callable = tqdm,
 ) -> SkillStack:
     """Reuse, merge or keep: the smallest stack whose expected loss in routed answers stays below
     `max_loss_pp`, points of accuracy, as far as one frame at a time gets.
@@ -87,12 +86,9 @@ def prune(
             if frame.name not in rows.tasks:
                 raise SkillStackError(f"{word} has no rows of task {frame.name!r}")
     rule = _Rule(stack, router, choice, held_back, max_loss_pp, confidence)
-    current, refused = stack, {}
-    with progress(desc="prune", unit="decision") as bar:
-        while (step := rule.step(current, merge_by, refused)) is not None:
-            current = step
-            bar.update()
-    current = current.copy()
+    refused = {}
+    steps = progress(rule.steps(stack, merge_by, refused), "prune", "decision")
+    current = [stack, *steps][-1].copy()
     for frame in current.frames:
         why = refused.get(frame.name, {"reason": "no other frame has these labels"})
         current.decisions.append({"kind": "keep", "frames": [frame.name], **why})
@@ -162,6 +158,11 @@ class _Rule:
             "max_loss_pp": self.max_loss_pp,
             "confidence": self.confidence,
         } | dict(zip(Loss._fields, step, strict=True))
+
+    def steps(self, current: SkillStack, merge_by, refused) -> Iterator[SkillStack]:
+        """The stack after each change, until no further one passes."""
+        while (changed := self.step(current, merge_by, refused)) is not None:
+            yield (current := changed)
 
     def step(self, stack: SkillStack, merge_by: str | None, refused: dict) -> SkillStack | None:
         """The first change that passes, cheapest first on the `choice` rows; None if none does.

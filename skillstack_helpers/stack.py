@@ -11,14 +11,13 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .backbones import Backbone
 from .config import TrainingConfig
@@ -110,7 +109,6 @@ class SkillStack:
         data: TaskData,
         config: TrainingConfig,
         prompt: str | None = None,
-        progress: Callable = tqdm,
     ) -> Frame:
         """Train on a task, freeze, append.
 
@@ -134,9 +132,9 @@ class SkillStack:
             if prompt is None:
                 head = LinearHead(backbone, labels)
             start = time.perf_counter()
-            losses = head.train(data, config, rng, progress)
+            losses = head.train(data, config, rng)
             seconds = time.perf_counter() - start
-        evaluated = head.evaluate(data, config.max_length, progress)
+        evaluated = head.evaluate(data, config.max_length)
         rows = {"source": data.source, "fingerprint": data.fingerprint}
         rows |= {"train_fingerprint": data.train_fingerprint} | dict(data.budget)
         measured = {"accuracy": evaluated.accuracy, "n": len(evaluated.labels)}
@@ -192,7 +190,6 @@ class SkillStack:
         texts: Sequence[str],
         frame: str | Sequence[str],
         head: str | Sequence[str] | None = None,
-        progress: Callable = tqdm,
     ) -> Prediction:
         """Answer texts with one frame, or each with its own (`frame` a sequence of names).
 
@@ -210,7 +207,7 @@ class SkillStack:
             rows = np.flatnonzero((frames == adapter) & (heads == holder))
             length = self[adapter].training["max_length"]
             under = self.activate(adapter, holder)
-            scores = under.scores([texts[i] for i in rows], length, f"ask {adapter}", progress)
+            scores = under.scores([texts[i] for i in rows], length, f"ask {adapter}")
             softmax = np.exp(scores - scores.max(1, keepdims=True))
             probabilities[rows, : scores.shape[1]] = softmax / softmax.sum(1, keepdims=True)
             labels[rows] = scores.argmax(1)
@@ -242,7 +239,6 @@ class SkillStack:
         data: TaskData,
         frame: str | None = None,
         head: str | None = None,
-        progress: Callable = tqdm,
     ) -> Evaluation:
         """Accuracy and predictions on a task's evaluation rows.
 
@@ -257,7 +253,7 @@ class SkillStack:
                 f"task {data.name!r} has {len(data.task.label_names)}: pass head={data.name!r}"
             )
         under = self.activate(adapter.name, holder.name)
-        return under.evaluate(data, adapter.training["max_length"], progress)
+        return under.evaluate(data, adapter.training["max_length"])
 
     def _answering(self, names: str | Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """The name of the frame that answers each text, object (n,)."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .config import TrainingConfig
 from .errors import SkillStackError
+from .progress import progress
 
 EVAL_BATCH = 64  # fixed: logits are bit-equal only where the batches are the same
 WARMUP = 0.1  # share of the steps in which the learning rate rises from 0
@@ -74,7 +74,6 @@ def train(
     lr: float,
     after_backward: Callable[[], None] | None = None,
     description: str = "train",
-    progress: Callable = tqdm,
 ) -> list[float]:
     """Minimize ``loss(rows)``, a scalar for a batch of row indices; returns the loss of every step.
 
@@ -93,7 +92,7 @@ def train(
     )
     losses = []
     with trainable(parameters):
-        for batch in progress(batches, desc=description, leave=False, unit="step"):
+        for batch in progress(batches, description, "step"):
             step = loss(batch)
             step.backward()
             if after_backward is not None:
@@ -136,8 +135,3 @@ def pad(ids: Sequence[np.ndarray], pad_id: int, device: str) -> tuple[Tensor, Te
         padded[i, : len(row)] = row
         mask[i, : len(row)] = 1
     return torch.from_numpy(padded).to(device), torch.from_numpy(mask).to(device)
-
-
-def batch_bar(progress: Callable, batches: Sequence[np.ndarray], description: str) -> Iterable:
-    """The batches behind a bar that vanishes when they are done; none for a single batch."""
-    return progress(batches, desc=description, leave=False, unit="batch", disable=len(batches) < 2)

@@ -511,14 +511,15 @@ def test_an_unknown_or_repeated_task_is_one_line(backbone, stream, config):
 # ------------------------------------------------------------------ interrupted, and other rows
 
 
-def test_an_interrupted_task_can_be_learned_again(backbone, stream, config):
-    def interrupt(batches, **_):
+def test_an_interrupted_task_can_be_learned_again(backbone, stream, config, monkeypatch):
+    def interrupt(batches, *_):
         yield next(iter(batches))
         raise KeyboardInterrupt
 
     learner = learned(EWC(backbone, config), stream[:1])
-    with pytest.raises(KeyboardInterrupt):
-        learner.learn(stream[1], progress=interrupt)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "progress", interrupt)
+        learner.learn(stream[1])
     assert not any(p.requires_grad for p in backbone.model.parameters())
     learner.learn(stream[1])
     assert torch.equal(vector(learner), vector(learned(EWC(backbone, config), stream[:2])))

@@ -19,7 +19,7 @@ from skillstack_helpers.lab import runs
 from skillstack_helpers.lab.parameters import METHODS, ROUTERS
 
 sys.path.insert(0, str(ROOT / "results"))
-import report
+from report import baselines, streams
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -69,6 +69,22 @@ def printed(out: Path) -> str:
     return "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
 
 
+def said(out: Path) -> str:
+    """The sentences that the executed notebook shows."""
+    cells = nbformat.read(out / "out.ipynb", as_version=4).cells
+    shown = [
+        o.get("data", {}).get("text/markdown", "") for c in cells for o in c.get("outputs", [])
+    ]
+    return "\n".join(map("".join, shown))
+
+
+def shown_tables(out: Path) -> str:
+    """The tables that the executed notebook shows, HTML."""
+    cells = nbformat.read(out / "out.ipynb", as_version=4).cells
+    shown = [o.get("data", {}).get("text/html", "") for c in cells for o in c.get("outputs", [])]
+    return "\n".join(map("".join, shown))
+
+
 def the_run(out: Path, seed: int = 42, name: str = "") -> Path:
     (path,) = (out / "runs").glob(f"{name}*-s{seed}-*/run.json")
     assert runs.read_facts(path.parent)["status"] == "finished"
@@ -85,7 +101,7 @@ def test_a_committed_run_is_measured_again(tmp_path):
     done = papermill(name, tmp_path, ROOT, **given)
     assert done.returncode == 0, done.stderr[-3000:]
     run = the_run(tmp_path)
-    assert run.name == committed.name and figures(tmp_path) == 4
+    assert run.name == committed.name and figures(tmp_path) == 3
     pd.testing.assert_frame_equal(numbers(run), numbers(committed))
     expected = json.loads((committed / "run.json").read_text())
     assert runs.read_facts(run)["versions"].keys() == expected["versions"].keys()
@@ -94,28 +110,32 @@ def test_a_committed_run_is_measured_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, cwd, preset",
-    [("01_train_stack", ROOT, "adaptive3"), ("02_hard12", ROOT / "notebooks", "hard12")],
+    "name, cwd, preset, drawn",  # for a stream that was published there is a figure more
+    [("01_train_stack", ROOT, "adaptive3", 3), ("02_hard12", ROOT / "notebooks", "hard12", 4)],
 )
-def test_notebook_runs_and_leaves_what_it_says(name, cwd, preset, tmp_path, data_dir, model_dirs):
+def test_notebook_runs_and_leaves_what_it_says(
+    name, cwd, preset, drawn, tmp_path, data_dir, model_dirs
+):
     given = {"model": str(model_dirs["bert"]), "lora_r": 4, "preset": preset}
     done = papermill(name, tmp_path, cwd, data_dir, twice=True, **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert figures(tmp_path) == 2 * 4
+    assert figures(tmp_path) == 2 * drawn
     for run in (the_run(tmp_path), the_run(tmp_path, 7)):
         for file in ("metrics.csv", "matrix.csv", "routing.parquet", "train.jsonl"):
             assert (run / file).stat().st_size > 50, file
-        assert len(list(run.glob("*.png"))) == 4
+        assert len(list(run.glob("*.png"))) == drawn
         metrics = runs.read_metrics(run / "metrics.csv")
         value = metrics[metrics["eval_task"].eq("")].set_index("metric")["value"]
         assert value["stack_drop"] == 0
         assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
-        assert set(report.PUBLISHED_COLUMNS) <= set(value.index)
+        assert set(streams.COLUMNS) <= set(value.index)
     # finished: read, not measured again
     stamp = (run / "metrics.csv").stat().st_mtime_ns
     done = papermill(name, tmp_path, cwd, data_dir, seed=7, **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "is finished: its numbers are read" in printed(tmp_path) and figures(tmp_path) == 4
+    assert "is finished: its numbers are read" in printed(tmp_path) and figures(tmp_path) == drawn
+    answers = json.loads((run / "answers.json").read_text())
+    assert len(answers) == drawn and said(tmp_path).count(answers[0]) == 2  # first, and at the end
     assert (run / "metrics.csv").stat().st_mtime_ns == stamp
 
 
@@ -162,11 +182,14 @@ def test_baselines_notebook_runs_all_methods_and_resumes(tmp_path, model_dirs, d
         updates = mine[mine["metric"].eq("updates")].set_index("method")["value"]
         assert updates.drop(["tfidf", "tfidf_union", "joint"]).nunique() == 1
     assert set(table["seed"]) == {42, 7} and not table["value"].isna().any()
-    shown = report.baseline_table(table[table["method"].ne("search")], "adaptive3")
+    shown = baselines.accuracy_table(table, "adaptive3")
     assert set(shown.loc["measured here"].index) == methods
-    assert figures(tmp_path) == 2 * 4
+    assert figures(tmp_path) == 2 * 6
     text = printed(tmp_path)
-    assert "generative_replay is left out" in text and "is an encoder" in text
+    assert "generative replay is left out" in text and "is an encoder" in text
+    answers = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/answers.json")]
+    assert len(answers) == 2 and all(len(each) == 6 for each in answers)  # a run of each seed
+    assert all(f"- {answer}" in said(tmp_path) for each in answers for answer in each[1:])
 
 
 def test_bitstack_notebook_runs_every_share(tmp_path, model_dirs, data_dir):
@@ -182,7 +205,8 @@ def test_bitstack_notebook_runs_every_share(tmp_path, model_dirs, data_dir):
         frozen = frozen.set_index("method")["value"]
         assert [round(frozen[name], 1) for name in shares] == [5, 10, 12, 15, 20]
     assert figures(tmp_path) == 2 * 2
-    assert "locked weights bit-equal: True" in printed(tmp_path)
+    assert re.search(r"bit-equal after the step</th>\s*<td[^>]*>yes<", shown_tables(tmp_path))
+    assert said(tmp_path).count("Stored beside the heads: saved frames") == 2
 
 
 def test_compression_notebook_shrinks_and_decides(tmp_path, model_dirs, data_dir):

@@ -22,6 +22,10 @@ def numbers(ax):
     return [text.get_text() for text in ax.texts]
 
 
+def title(ax):
+    return ax.get_title("left")
+
+
 def legend(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
@@ -29,28 +33,40 @@ def legend(ax):
 # ------------------------------------------------------------------ heat maps
 
 
-def test_accuracy_matrix_shows_percent_and_leaves_gaps_empty():
+def test_accuracy_matrix_shows_percent_above_chance_and_what_was_lost_since():
     acc = [[0.5, np.nan, np.nan], [0.25, 1.0, np.nan], [0, 0.9, 0.7]]
-    ax = plotting.accuracy_matrix(pd.DataFrame(acc, index=TASKS, columns=TASKS))
-    assert numbers(ax) == ["50", "25", "100", "0", "90", "70"]
-    assert [t.get_text() for t in ax.get_yticklabels()] == TASKS
-    assert "%" in ax.get_title() and ax.get_xlabel() and ax.get_ylabel()
+    acc = pd.DataFrame(acc, index=TASKS, columns=TASKS)
+    chance = pd.Series([0.5, 0.25, 0.5], TASKS)
+    one, lost = plotting.accuracy_matrix(acc, chance).axes
+    assert numbers(one) == ["50", "25", "100", "0", "90", "70"]
+    assert numbers(lost) == ["-25", "-50", "-10"]  # the diagonal is where it was learned
+    far = one.images[0].get_array()
+    assert far[0][0] == 0 and far[1][1] == 100 and far[2][2] == pytest.approx(40)
+    assert [t.get_text() for t in one.get_yticklabels()] == TASKS
+    assert "%" in title(one) and one.get_xlabel() and one.get_ylabel()
 
 
-def test_confusion_shows_counts_on_the_share_of_the_row():
+def test_a_long_stream_has_its_panels_one_above_the_other():
+    acc = pd.DataFrame(np.tril(np.ones((12, 12))))
+    one, lost = plotting.accuracy_matrix(acc).axes
+    assert one.get_position().y0 > lost.get_position().y1
+    assert one.figure.get_size_inches()[0] <= plotting.WIDEST
+
+
+def test_confusion_shows_the_share_of_the_row_and_leaves_nothing_empty():
     counts = pd.DataFrame([[9, 1, 0], [0, 10, 0], [2, 3, 5]], index=TASKS, columns=TASKS)
     ax = plotting.confusion(counts)
-    assert numbers(ax) == ["9", "1", "10", "2", "3", "5"]
+    assert numbers(ax) == ["90", "10", "100", "20", "30", "50"]
     assert ax.images[0].get_array()[0].tolist() == [90, 10, 0]
     ax = plotting.confusion(counts, xlabel="answer", ylabel="label", title="What was answered")
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("answer", "label")
-    assert ax.get_title() == "What was answered"
+    assert title(ax) == "What was answered"
 
 
 def test_grid_shows_percent_or_signed_differences():
     table = pd.DataFrame({"normal": [0.9, 0.8], "rewritten": [0.5, 0.25]}, index=["a", "b"])
     ax = plotting.grid(table, "a title")
-    assert numbers(ax) == ["90.0", "50.0", "80.0", "25.0"] and ax.get_title() == "a title"
+    assert numbers(ax) == ["90.0", "50.0", "80.0", "25.0"] and title(ax) == "a title"
     table = pd.DataFrame({"x": [0.01, -0.2]}, index=["a", "b"])
     ax = plotting.grid(table, "a title", unit="points", span=20)
     assert numbers(ax) == ["+1.0", "-20.0"]
@@ -58,13 +74,22 @@ def test_grid_shows_percent_or_signed_differences():
     assert ax.figure.axes[-1].get_ylabel() == "points"
 
 
+def test_task_grid_has_a_mean_column_and_a_line_for_chance():
+    table = pd.DataFrame({"imdb": [0.75, 0.5], "agnews": [0.25, 1.0]}, index=["a", "b"])
+    ax = plotting.task_grid(table, pd.Series({"imdb": 0.5, "agnews": 0.25}), "a title")
+    assert numbers(ax) == ["75.0", "25.0", "50.0", "50.0", "100.0", "75.0", "50.0", "25.0", "37.5"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "chance"]
+    far = ax.images[0].get_array()  # of the way from chance to 100 %
+    assert far.tolist() == [[50, 0, 25], [0, 100, 50], [0, 0, 0]]
+
+
 def test_layer_figure_starts_at_zero_unless_there_are_negative_values():
     norms = pd.DataFrame({"query": [0.5, 1.0], "value": [0.2, 0.4]})
     ax = plotting.layer_figure(norms, "What imdb moved")
     assert ax.images[0].get_clim() == (0, 1) and numbers(ax) == []
-    assert (ax.get_title(), ax.get_ylabel()) == ("What imdb moved", "layer")
+    assert (title(ax), ax.get_ylabel()) == ("What imdb moved", "layer")
     cosines = plotting.layer_figure(norms - 0.5, "Two frames", label="cosine")
-    assert cosines.images[0].get_clim() == (-0.3, 0.5)
+    assert cosines.images[0].get_clim() == (-0.5, 0.5)  # white is zero
 
 
 # ------------------------------------------------------------------ bars, dots, lines
@@ -72,33 +97,61 @@ def test_layer_figure_starts_at_zero_unless_there_are_negative_values():
 
 def test_task_bars_have_the_heights_of_the_table():
     table = pd.DataFrame(
-        {"latest adapter": [0.4, 0.5, 0.6], "saved frame": [0.8, 0.9, 0.6],
+        {"latest adapter": [0.4, 0.5, 0.6], "saved frames": [0.8, 0.9, 0.6],
          "chance": [0.5, 0.25, 0.5]},
         index=TASKS,
     )  # fmt: skip
     ax = plotting.task_bars(table)
     heights = [bar.get_height() for bar in ax.patches]
     assert heights == pytest.approx([40, 50, 60, 80, 90, 60])
-    assert set(legend(ax)) == {"latest adapter", "saved frame", "chance"}
+    assert numbers(ax) == ["80", "90", "60"]
+    assert set(legend(ax)) == {"latest adapter", "saved frames", "chance"}
 
 
-def test_beside_published_draws_into_given_axes():
+def test_beside_published_has_a_panel_for_lower_and_one_for_higher():
     index = [("measured here", "minilm", "42"), ("published", "Llama-3.2-1B", "42")]
     index = pd.MultiIndex.from_tuples(index, names=["who", "model", "seed"])
     table = pd.DataFrame({"a (%)": [80, 85.0], "b (%)": [70.0, np.nan], "depth": [2, 3]}, index)
-    ax = plt.subplots()[1]
-    assert plotting.beside_published(table, ["a (%)", "b (%)"], ax=ax) is ax
-    assert ax.lines[0].get_xdata().tolist() == [80, 70]
-    assert legend(ax) == ["measured here: minilm, seed 42", "published: Llama-3.2-1B, seed 42"]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["a (%)", "b (%)"]
+    better = {"Lower is better": ["b (%)", "not measured"], "Higher is better": ["a (%)"]}
+    lower, higher = plotting.beside_published(table, better).axes
+    assert lower.lines[0].get_xdata().tolist() == [70] and title(lower) == "Lower is better"
+    assert higher.lines[0].get_xdata().tolist() == [80]
+    assert legend(lower) == ["measured here: minilm, seed 42", "published: Llama-3.2-1B, seed 42"]
+    assert [t.get_text() for t in lower.get_yticklabels()] == ["b (%)"]
 
 
-def test_dots_are_percent_in_the_order_of_the_table():
-    table = pd.DataFrame({"task given": [0.5, np.nan], "routed": [0.25, 1.0]}, index=["a", "b"])
-    ax = plotting.dots(table, "accuracy (%)")
+def test_dots_are_percent_in_the_order_of_the_table_with_their_intervals():
+    table = pd.DataFrame({"told the task": [0.5, np.nan], "routed": [0.25, 1.0]}, index=["a", "b"])
+    ax = plotting.dots(table, "accuracy (%)", low=table - 0.1, high=table + 0.1)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
-    assert ax.collections[1].get_offsets()[0].tolist() == [50, 0]
-    assert legend(ax) == ["task given", "routed"]
+    assert ax.lines[0].get_xdata()[0] == 50
+    ends = ax.collections[1].get_segments()[0][:, 0]
+    assert ends == pytest.approx([15, 35])
+    assert legend(ax) == ["told the task", "routed"]
+    assert ax.lines[0].get_ydata()[0] != ax.lines[1].get_ydata()[0]  # nothing hides the other
+
+
+def test_pairs_have_a_filled_and_a_hollow_mark_a_line_with_intervals_apart():
+    table = pd.DataFrame({"told": [50.0, 60.0], "routed": [45.0, np.nan]}, index=["EWC", "replay"])
+    ax = plotting.pairs(table, "%", "a title", table - 2, table + 2, (48.0, "routed stack"))
+    assert legend(ax) == ["routed stack", "told", "routed"] and title(ax) == "a title"
+    assert ax.lines[0].get_xdata()[0] == 48
+    filled, hollow = ax.lines[1], ax.lines[4]
+    assert filled.get_color() != hollow.get_color() == "white"
+    assert (filled.get_xdata()[0], hollow.get_xdata()[0]) == (50, 45)
+    assert filled.get_ydata()[0] < hollow.get_ydata()[0]  # y grows downwards
+    assert ax.collections[1].get_segments()[0][:, 0].tolist() == [43, 47]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["EWC", "replay"] and ax.yaxis_inverted()
+
+
+def test_a_legend_below_has_every_name_once():
+    axes = plotting.panels(1, 2, 8, 3)
+    axes[0].plot([1], label="a")
+    axes[1].plot([1], label="a")
+    axes[1].plot([2], label="b")
+    plotting.legend_below(axes)
+    (below,) = axes[0].figure.legends
+    assert [text.get_text() for text in below.get_texts()] == ["a", "b"]
 
 
 def test_curves_have_a_line_each_and_the_ticks_of_the_table():
@@ -106,6 +159,9 @@ def test_curves_have_a_line_each_and_the_ticks_of_the_table():
     ax = plotting.curves(cost, "frames", "s", "frames", "seconds", xscale="log")
     assert [t.get_text() for t in ax.get_xticklabels()] == ["2", "4"]
     assert legend(ax) == ["a", "b"] and ax.lines[0].get_ydata().tolist() == [1, 2]
+    assert not ax.collections
+    band = cost.assign(low=cost["s"] - 1, high=cost["s"] + 1)
+    assert len(plotting.curves(band, "frames", "s", "frames", "seconds").collections) == 2
 
 
 def test_training_curve_shows_every_step_and_a_running_mean():
@@ -113,7 +169,7 @@ def test_training_curve_shows_every_step_and_a_running_mean():
     steps, smooth = ax.lines
     assert steps.get_xdata().tolist() == list(range(1, 21))
     assert smooth.get_ydata()[1:].tolist() == [3.0] * 19
-    assert (ax.get_xlabel(), ax.get_title()) == ("training step", "Training of imdb")
+    assert (ax.get_xlabel(), title(ax)) == ("training step", "Training of imdb")
 
 
 @pytest.mark.parametrize("n", [5, 9, 13, 40])
@@ -121,21 +177,14 @@ def test_a_table_with_more_columns_than_colours_or_markers_is_drawn_whole(n):
     names = [f"method {k}" for k in range(n)]
     wide = pd.DataFrame([np.linspace(0, 1, n)] * 2, columns=names)
     ax = plotting.dots(wide, "accuracy (%)")
-    assert legend(ax) == names and len(ax.collections) == n + 1  # and the lines between them
+    assert legend(ax) == names and len(ax.lines) == n
     long = wide.melt(var_name="method", ignore_index=False).reset_index()
     ax = plotting.curves(long, "index", "value", "x", "y", by="method")
     assert legend(ax) == names == [line.get_label() for line in ax.lines]
     assert len(plotting.task_bars(wide).patches) == 2 * n
     index = [("published", name, "42") for name in names]
     table = wide.T.set_axis(pd.MultiIndex.from_tuples(index)).set_axis(["a", "b"], axis=1)
-    assert len(plotting.beside_published(table, ["a", "b"]).lines) == n
-
-
-def test_a_method_keeps_its_colour_and_shares_it_with_no_other():
-    names = ["oracle", "routed stack", "best single frame", "latest adapter"]
-    colors = {style["label"]: style["color"] for style in plotting.styles(names)}
-    assert colors["routed stack"] == plotting.COLORS["routed stack"]
-    assert len(set(colors.values())) == 4
+    assert len(plotting.beside_published(table, {"x": ["a", "b"]}).axes[0].lines) == n
 
 
 # ------------------------------------------------------------------ the chain
@@ -158,9 +207,9 @@ def test_chain_figure_colours_the_walk_and_leaves_dropped_frames_out():
 
 
 def test_a_long_chain_goes_on_in_the_next_line():
-    ax = plotting.chain_figure(chain(12))
+    ax = plotting.chain_figure(chain(8))
     places = [text.get_position() for text in ax.texts]
-    assert places[9:] == [(9, 0), (0, -1), (1, -1)] and len(ax.lines) == 11
+    assert places[5:] == [(5, 0), (0, -1), (1, -1)] and len(ax.lines) == 7
 
 
 # ------------------------------------------------------------------ texts that users typed
@@ -178,9 +227,9 @@ def test_typed_text_is_never_read_as_a_formula():
         plotting.training_curve([1.0, 2.0], TYPED, plt.subplots()[1]),
     ]
     by_notebook = plotting.task_bars(pd.DataFrame({"a": [0.5]}, index=["x"]))
-    by_notebook.set_title(TYPED)
+    by_notebook.set_title(TYPED, loc="left")
     for ax in [*drawn, by_notebook]:
-        assert ax.get_title() == TYPED and not ax.title.get_parse_math()
+        assert title(ax) == TYPED and not ax._left_title.get_parse_math()
         ax.figure.savefig("/dev/null", format="png")  # a formula with an error in it would raise
 
 

@@ -47,11 +47,11 @@ def test_nothing_of_the_content_is_lost(text, pair):
     def letters(value):
         return re.sub(r"\s", "", value)
 
-    single = probes.dress(text, pair, "<{text}>")
+    single = probes.reformat(text, pair, "<{text}>")
     assert letters(single) == letters(f"<{text}{pair}>")
-    both = probes.dress(text, pair, "{text_pair}|{text}")
+    both = probes.reformat(text, pair, "{text_pair}|{text}")
     assert letters(both) == letters(f"{pair}|{text}")
-    cut = probes.dress(text, "", "{text}|{text_pair}")
+    cut = probes.reformat(text, "", "{text}|{text_pair}")
     assert letters(cut).replace("|", "") == letters(text)
 
 

@@ -77,10 +77,6 @@ TABLES = {
     report.probe_table: lambda: rows(
         "probe", "router_accuracy", [0.5], router="hybrid_svm", split="as streamed: normal"
     ),
-    report.baseline_table: lambda: baselines_of_two_seeds(),
-    report.order_table: lambda: method_rows("frames", {("acc", "", ""): 0.5}, 1, "hard5"),
-    report.bitstack_table: lambda: bitstack_rows(),
-    report.share_curve: lambda: bitstack_rows(),
     report.compression_table: lambda: compression_rows(),
     report.boundary_table: lambda: compression_rows(),
     report.shrink_table: lambda: compression_rows(),
@@ -101,10 +97,9 @@ def test_tables_refuse_two_models_and_two_budgets(make, column):
     numbers = TABLES[make]().assign(budget="lr None, n_eval 16")
     second = numbers.assign(run_id=numbers["run_id"] + "b", value=0.0)
     second[column] = numbers[column].str.replace(mine, other)
-    extra = ["hard8"] if make is report.baseline_table else []
-    make(numbers, *extra)
+    make(numbers)
     with pytest.raises(SkillStackError, match=f"one {column}, got {mine} and {other}$"):
-        make(pd.concat([numbers, second]), *extra)
+        make(pd.concat([numbers, second]))
 
 
 def test_tables_refuse_two_runs_of_one_seed():
@@ -202,132 +197,6 @@ def method_rows(method, values, seed, preset="hard8"):
         for (metric, through, task), value in values.items()
     ]
     return pd.concat(parts).assign(run_id=f"{preset}-{method}-{seed}", seed=seed, preset=preset)
-
-
-def baselines_of_two_seeds(copies=1):
-    """Two tasks; `copies` of each other's rows make enough pairs for an interval."""
-    tables = []
-    for seed in range(1, 1 + 2 * copies):
-        up = 0.1 * (seed % 2 == 0)
-        frames = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.7 + up}
-        frames |= {("acc", "", ""): 0.75, ("routed", "", ""): 0.6 + up}
-        frames |= {("routed", "", "a"): 0.5, ("routed", "", "b"): 0.7, ("bwt", "", ""): 0.0}
-        alone = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.5}
-        alone[("acc", "", "")] = 0.65
-        ewc = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.6}
-        ewc |= {("acc", "", ""): 0.5 + up, ("bwt", "", ""): -0.2, ("final", "", "a"): 0.4}
-        ewc |= {("final", "", "b"): 0.6, ("routed", "", "a"): 0.4, ("routed", "", "b"): 0.5}
-        joint = {("accuracy", "b", "b"): 0.9, ("acc", "", ""): 0.8}  # a last row only
-        named = {"frames": frames, "independent": alone, "ewc": ewc, "joint": joint}
-        for method, values in named.items():
-            tables.append(method_rows(method, values, seed))
-    return pd.concat(tables)
-
-
-def test_baseline_table_by_hand():
-    numbers = baselines_of_two_seeds()
-    search = method_rows("search", {("validation", "", ""): 0.5}, 1)  # no method to be shown
-    table = report.baseline_table(pd.concat([numbers, search]), "hard8")
-    ours = table.loc["measured here"]
-    assert list(ours.index) == ["frames", "joint", "independent", "ewc"]
-    assert set(ours["seeds"]) == {"2"}
-    assert ours.loc["joint", "FWT (pp)"] == "" and ours.loc["joint", "BWT (pp)"] == ""
-    assert ours.loc["frames", "routed (%)"] == "65.0 ± 7.1"  # 60 and 70
-    assert ours.loc["ewc", "task given (%)"] == "55.0 ± 7.1"
-    assert ours.loc["ewc", "BWT (pp)"] == "-20.0 ± 0.0"
-    # transfer: right after learning b, minus the independent adapter on b; a is the first task
-    assert ours.loc["frames", "FWT (pp)"] == "25.0 ± 7.1"
-    assert ours.loc["ewc", "FWT (pp)"] == "10.0 ± 0.0"
-    assert table.columns.name == (
-        "differences [95 % bootstrap interval over seeds and tasks]; "
-        "mean ± standard deviation of 2 seeds"
-    )
-    published = table.loc["published: Llama-3.2-1B, 42"]
-    assert published.loc["ewc", "task given (%)"] == "57.9"
-    assert published.loc["ewc", "BWT (pp)"] == "-27.5" and published.loc["ewc", "seeds"] == ""
-    assert published.loc["frames", "routed (%)"] == "83.2"
-    assert table.loc[("published: Llama-3.2, four runs, mean", "joint"), "task given (%)"] == "77.8"
-    assert not table.isna().any().any()
-
-
-def test_differences_are_paired_over_seeds_and_tasks():
-    given, routed = "task given - routed stack (pp)", "routed - routed stack (pp)"
-    ours = report.baseline_table(baselines_of_two_seeds(copies=2), "hard8").loc["measured here"]
-    # task given 0.4 - 0.5 and 0.6 - 0.7; routed 0.4 - 0.5 and 0.5 - 0.7
-    assert ours.loc["ewc", given] == "-10.0 [-10.0, -10.0]"
-    low, high = map(float, re.search(r"^-15\.0 \[(.+), (.+)\]", ours.loc["ewc", routed]).groups())
-    assert -20 < low < -15 < high < -10
-    assert ours.loc["frames", routed] == ""
-    few = report.baseline_table(baselines_of_two_seeds(), "hard8").loc["measured here"]
-    assert few.loc["ewc", routed] == "-15.0"  # four pairs make no interval
-
-
-def test_order_table_by_hand():
-    assert not len(report.order_table(baselines_of_two_seeds()))  # hard8 is no other stream
-    runs = [
-        method_rows("olora", {("acc", "", ""): value}, 42, f"standard4_order{i}")
-        for i, value in ((1, 0.4), (2, 0.5), (3, 0.9))
-    ]
-    for preset, value in (("hard5", 0.7), ("hard5_reversed", 0.8)):
-        runs.append(method_rows("frames", {("routed", "", ""): value}, 42, preset))
-    table = report.order_table(pd.concat(runs))
-    mean = table.xs("standard4, mean of the orders", level="stream")
-    assert mean.loc[("measured here", "olora"), "task given (%)"] == "60.0"
-    published = mean["task given (%)"].droplevel("who")
-    assert published["pslora"] == "79.6" and published["independent"] == "70.0"
-    probe = table.xs("frames", level="method")["routed (%)"]
-    assert probe["measured here", "hard5_reversed"] == "80.0"
-    assert probe["published, Llama-3.2-1B", "hard5_reversed"] == "89.2"
-    two = report.order_table(pd.concat(runs[:2]))  # the mean wants all three orders
-    assert "measured here" not in two.xs("standard4, mean of the orders", level="stream").index
-
-
-def test_each_stream_of_the_orders_may_have_a_budget_but_not_one_order():
-    runs = [
-        method_rows("olora", {("acc", "", ""): 0.5}, 42, preset).assign(budget=budget)
-        for preset, budget in (
-            ("hard5", "n_train 48"),
-            ("standard4_order1", "n_train 8"),
-            ("standard4_order2", "n_train 16"),
-        )
-    ]
-    assert len(report.order_table(pd.concat(runs[:2])).loc["measured here"]) == 2
-    with pytest.raises(SkillStackError, match="one budget, got n_train 8 and n_train 16"):
-        report.order_table(pd.concat(runs))
-
-
-def bitstack_rows():
-    tables = []
-    for method, drop in (("baseline", 0.2), ("bitstack_0.10", 0.1)):
-        for seed, up in ((1, 0.0), (2, 0.02)):
-            values = {("final_drop", "", ""): drop + up, ("acc", "", ""): 0.5}
-            values |= {("learned", "", ""): 0.6, ("first_task", "", ""): 0.7}
-            table = method_rows(method, values, seed, "bitstack5")
-            if method != "baseline":
-                locked = {("locked_pct", "imdb", ""): 3.0, ("locked_pct", "yahoo", ""): 6.0}
-                locked = method_rows(method, locked, seed, "bitstack5").assign(unit="%")
-                table = pd.concat([table, locked])
-            tables.append(table)
-    return pd.concat(tables)
-
-
-def test_bitstack_table_by_hand():
-    table = report.bitstack_table(bitstack_rows())
-    assert table.loc[("measured here", "baseline"), "points lost"] == "21.0 [20.0, 22.0]"
-    ours = table.loc["measured here", "bitstack_0.10"]
-    assert ours["locked (% of all)"] == "6.0 [6.0, 6.0]" and ours["seeds"] == "2"  # the last task's
-    assert table.loc[("published: gpt2", "baseline"), "points lost"] == "14.5"
-    assert table.loc[("published: gpt2", "bitstack_0.12"), "first task at the end (%)"] == "73.2"
-    assert not table.isna().any().any()
-
-
-def test_share_curve_by_hand():
-    curve = report.share_curve(bitstack_rows())
-    lost = curve[curve["metric"].eq("drop")].set_index(["line", "share"])["percent"]
-    assert lost["seed 2", 0.0] == pytest.approx(22) and lost["seed 1", 0.1] == pytest.approx(10)
-    assert lost["published, gpt2", 0.0] == 14.5 and lost["published, gpt2", 0.12] == 3.8
-    assert list(curve["line"].unique()) == ["seed 1", "seed 2", "published, gpt2"]
-    assert set(curve["metric"]) == {"drop", "learned"} and not curve.isna().any().any()
 
 
 def compression_rows():

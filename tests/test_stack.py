@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, edit_json
 
-from skillstack_helpers import SkillStackError, frames
+from skillstack_helpers import SkillStackError, frames, training
 from skillstack_helpers import stack as stack_module
 from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.files import digest, file_sha256
@@ -498,16 +498,19 @@ def test_training_takes_training_fields_alone(grown):
         assert frame.data["n_train"] == 6 and len(frame.data["train_fingerprint"]) == 64
 
 
-def test_an_interrupted_training_leaves_the_stack_as_it_was(model_dirs, stream, config):
-    def interrupt(batches, **_):
+def test_an_interrupted_training_leaves_the_stack_as_it_was(
+    model_dirs, stream, config, monkeypatch
+):
+    def interrupt(batches, *_):
         yield next(iter(batches))
         raise KeyboardInterrupt
 
     stack = SkillStack(load_backbone(str(model_dirs["bert"]), device="cpu"))
     stack.grow(stream[0], config)
     before = stack.evaluate(stream[0]).logits
-    with pytest.raises(KeyboardInterrupt):
-        stack.grow(stream[1], config, progress=interrupt)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "progress", interrupt)
+        stack.grow(stream[1], config)
     assert len(stack) == 1
     assert not any(p.requires_grad for p in stack.backbone.model.parameters())
     np.testing.assert_array_equal(stack.evaluate(stream[0]).logits, before)

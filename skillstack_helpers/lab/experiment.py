@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .. import metrics
 from ..backbones import Backbone, load_backbone
 from ..errors import SkillStackError
 from ..frames import Frame, read_frame
+from ..progress import progress
 from ..routers import load_router, make_router, save_router
 from ..stack import SkillStack, read_manifest
 from ..tasks import PRESETS, Task, TaskData, load_task
@@ -26,7 +26,7 @@ INSPECTED = ("hybrid_chain", "centroid")  # fitted for the inspector where a sta
 def load_stream(config: RunConfig, **budget: int) -> list[TaskData]:
     """The rows of the preset's tasks; budget: `n_train`, `n_router` or `n_eval` to override."""
     counts = {n: getattr(config, n) for n in ("n_train", "n_router", "n_eval")} | budget
-    names = tqdm(PRESETS[config.preset], desc="load rows", unit="task")
+    names = progress(PRESETS[config.preset], "load rows", "task")
     where = {"source": config.source, "data_dir": config.data_dir}
     return [load_task(name, **counts, seed=config.seed, **where) for name in names]
 
@@ -92,9 +92,10 @@ def open_or_train(
     """
     folder = find_stack(config, stream, backbone, prompt) or folder
     stack = SkillStack.open(folder, backbone)
-    for data in tqdm([d for d in stream if d.name not in stack], desc="train", unit="task"):
-        stack.grow(data, config, prompt(data.task) if prompt else None)
+    for data in progress([d for d in stream if d.name not in stack], "train", "task"):
+        frame = stack.grow(data, config, prompt(data.task) if prompt else None)
         stack.save_pretrained(folder)
+        print(f"{len(stack)} of {len(stream)}", learned(frame), flush=True)
     print(f"{len(stack)} frames in {folder}")
     return stack
 
@@ -113,6 +114,16 @@ def fit_router(
     if stack.frames:  # routers that embed texts read as much of them as the frames do
         settings = {"max_length": stack.frames[0].training["max_length"]} | settings
     return make_router(name, **settings).fit(texts, names)
+
+
+def learned(frame: Frame) -> str:
+    """A line about a frame that has just been trained."""
+    correct, chance = 100 * frame.metrics["accuracy"], 100 / len(frame.label_names)
+    rows, steps = frame.metrics["n"], len(frame.losses)
+    return (
+        f"{frame.name}: {correct:.0f} % of {rows} correct (chance {chance:.0f} %), "
+        f"{steps} steps in {frame.seconds:.0f} s"
+    )
 
 
 # ---------------------------------------------------------------------- the published columns
@@ -145,32 +156,6 @@ def record_routed(run: Run, routes: pd.DataFrame, router: str) -> None:
     run.record("router_accuracy", own.mean(), **by, n=n)
     run.record("fallback", routes["fallback"].mean(), **by, n=n)
     run.record("depth", routes["depth"].mean(), unit="frames", **by, n=n)
-
-
-def describe_stream(run: Run, tasks: pd.DataFrame, routes: pd.DataFrame) -> None:
-    """Print what a run of notebook 01 or 02 measured; tasks: `report.per_task`."""
-    equal = run.metrics.loc[run.metrics["metric"].eq("logits_bit_equal"), "value"]
-    percent = {name: 100 * run.value(name) for name in ("latest_drop", "stack_drop", "task_aware")}
-    by = {"router": run.config.router}
-    percent |= {n: 100 * run.value(n, **by) for n in ("routed", "router_accuracy")}
-    print(f"{len(tasks)} tasks, {run.backbone.name}, seed {run.config.seed},", run.facts["device"])
-    print(
-        f"The latest adapter lost {percent['latest_drop']:.1f} points on earlier tasks; the saved "
-        f"frames lost {percent['stack_drop']:.1f}, and {int(equal.sum())} of {len(equal)} gave "
-        "bit-equal logits."
-    )
-    print(
-        f"With the right frame given, the mean accuracy is {percent['task_aware']:.1f} %; with the "
-        f"router {percent['routed']:.1f} %; the router finds the right frame for "
-        f"{percent['router_accuracy']:.1f} % of the texts."
-    )
-    misrouted = routes[routes["frame"] != routes["task"]]
-    correct = (misrouted["answer"] == misrouted["truth"]).mean()
-    print(f"Of the {len(misrouted)} texts sent to another frame, {100 * correct:.0f} % were")
-    print("answered correctly all the same.")
-    better = tasks.index[tasks["routed stack"] < tasks["latest adapter"]]
-    names = ", ".join(better) or "no task"
-    print(f"The latest adapter beats the routed stack on: {names}.")
 
 
 # ---------------------------------------------------------------------- stacks to look into
@@ -234,10 +219,10 @@ def stack_routers(
     if saved := sorted(path.parent for path in folder.glob("*/router.json")):
         saved.sort(key=lambda path: path.name != names[0])
         return {p.name: load_router(p, backbone=stack.backbone, stack=stack) for p in saved}
-    frames = tqdm(stack.frames, desc="routing rows", unit="task")
+    frames = progress(stack.frames, "routing rows", "task")
     stream = [load_rows(frame, data_dir) for frame in frames]
     fitted = {}
-    for name in tqdm(names, desc="fit routers", unit="router"):
+    for name in progress(names, "fit routers", "router"):
         fitted[name] = fit_router(name, stream, stack)
         save_router(fitted[name], folder / name)
     return fitted

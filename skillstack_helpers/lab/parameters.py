@@ -35,7 +35,7 @@ METHODS = (  # of notebook 04, in the order they are run
     "ewc_replay",
     "generative_replay",
 )
-# Parameters of a few methods only, and these methods: no part of the identity of other runs.
+# Parameters that only some methods read, and which: runs of other methods do not depend on them.
 _OF_METHODS = {
     "ewc_strength": ("ewc", "ewc_replay"),
     "olora_strength": ("olora",),
@@ -124,6 +124,14 @@ class RunConfig(TrainingConfig):
             if name not in fields:
                 raise SkillStackError(f"unknown parameter {name!r}{did_you_mean(name, fields)}")
         return cls(notebook=notebook, **{name: namespace[name] for name in names})
+
+    def _repr_markdown_(self) -> str:
+        """What differs from the defaults, as a notebook shows it."""
+        fields = [f for f in dataclasses.fields(self) if f.name not in ("notebook", "output_dir")]
+        changed = [f for f in fields if getattr(self, f.name) != f.default]
+        lines = [f"| {f.name} | {getattr(self, f.name)} | {f.default} |" for f in changed]
+        head = ["| parameter | this run | default |", "| --- | --- | --- |"]
+        return "\n".join([*head, *lines]) if lines else "Every parameter has its default."
 
     @property
     def method_names(self) -> list[str] | None:

@@ -1,51 +1,68 @@
-"""Figures: each function takes a table, returns an `Axes` and computes no metric.
+"""Figures: each function takes a table, returns an `Axes` (or a `Figure` of several) and computes
+no metric.
 
 ``ax``: the axes to draw into; None makes a figure. Texts are drawn as they are: a ``$`` in a title
-or a label starts no formula.
+or a label starts no formula. No figure is wider than `WIDEST` and no text smaller than 9 points, so
+that a page shows them as they are. One sequential colour map, one diverging; the colours of methods
+and routers are those of `names.STYLES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import cycle, pairwise
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, distinguishable with any colour vision; black text stays readable.
-COLORS = {
-    "latest adapter": "#D55E00",
-    "saved frame": "#0072B2",
-    "routed stack": "#009E73",
-    "chance": "#999999",
-}
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#000000")
-MARKERS = "osD^vP*XdH<>"
-PER_LINE = 10  # frames in a line of the drawn chain
-BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False, "fontsize": 8}
+from .names import BLUE, GREEN, GREY, style
+
+WIDEST = 8.5  # inches
+SMALL, TITLE = 9, 11  # points
+SEQUENTIAL, DIVERGING = "Blues", "RdBu"  # white at zero; losses red, gains blue
+PER_LINE = 6  # frames in a line of the drawn chain
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False, "fontsize": SMALL}
+ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False, "fontsize": SMALL}
+EDGE = {"markeredgecolor": "#333333", "markeredgewidth": 0.6}
+
+
+def panels(rows: int, columns: int, width: float, height: float, **how) -> list[Axes]:
+    """The axes of a new figure, row by row; width, height in inches; how: of `Figure.subplots`."""
+    figure = plt.figure(figsize=(min(width, WIDEST), height), layout="constrained")
+    with plt.rc_context({"text.parse_math": False}):
+        axes = figure.subplots(rows, columns, squeeze=False, **how).ravel()
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=SMALL)
+        ax.set_axisbelow(True)
+    return list(axes)
 
 
 def _axes(ax: Axes | None, width: float, height: float) -> Axes:
-    if ax is not None:
-        return ax
-    figure = plt.figure(figsize=(width, height), layout="constrained")
-    with plt.rc_context({"text.parse_math": False}):
-        return figure.subplots()
+    return panels(1, 1, width, height)[0] if ax is None else ax
+
+
+def titled(ax: Axes, title: str) -> Axes:
+    """The axes with a title as all figures have it."""
+    ax.set_title(title, parse_math=False, fontsize=TITLE, loc="left")
+    return ax
+
+
+def legend_below(axes: Sequence[Axes]) -> None:
+    """One legend below all panels of a figure, every name once."""
+    named = [zip(*ax.get_legend_handles_labels()[::-1], strict=True) for ax in axes]
+    once = dict(pair for pairs in named for pair in pairs)
+    how = {"loc": "outside lower center", "ncols": len(once), "frameon": False}
+    axes[0].figure.legend(once.values(), once, fontsize=SMALL, **how)
 
 
 def styles(names: Iterable[str]) -> list[dict]:
-    """Label, marker and colour of each name, as keyword arguments of ``plot``. A name in `COLORS`
-    keeps its own colour; where there are more names than colours or markers, they come again."""
-    names = list(names)
-    own = {COLORS.get(name) for name in names}
-    free, markers = cycle([color for color in PALETTE if color not in own]), cycle(MARKERS)
-    colors = [COLORS.get(name) or next(free) for name in names]
-    return [
-        {"label": name, "marker": next(markers), "color": color}
-        for name, color in zip(names, colors, strict=True)
-    ]
+    """Label, marker and colour of each name, as keyword arguments of ``plot``; see `names.style`.
+    Where there are more other names than colours or markers, these come again."""
+    return [style(label, place) for place, label in enumerate(names)]
 
 
 def heatmap(
@@ -57,34 +74,61 @@ def heatmap(
     numbers: pd.DataFrame | None = None,
     form: str = "{:.1f}",
     limits: tuple[float | None, float | None] = (0, 100),
-    cmap: str = "viridis",
-    cell: tuple[float, float] = (0.62, 0.5),
+    cmap: str = SEQUENTIAL,
+    cell: tuple[float, float] = (0.62, 0.34),
+    bar: bool = True,
 ) -> Axes:
     """A table as colours. label: of the colour bar; numbers: what to write into the cells, NaN for
     nothing; limits: values at both ends of the colours, None: the table's; cell: width, height in
-    inches."""
+    inches; bar: whether there is a colour bar."""
     rows, columns = table.shape
-    ax = _axes(ax, 2.8 + cell[0] * columns, 1.6 + cell[1] * rows)
+    ax = _axes(ax, max(4.5, 2.8 + cell[0] * columns), 1.5 + cell[1] * rows)
     image = ax.imshow(table, cmap=cmap, vmin=limits[0], vmax=limits[1], aspect="auto")
     for (i, j), value in np.ndenumerate(np.empty((0, 0)) if numbers is None else numbers):
         if not np.isnan(value):
             shade = image.cmap(image.norm(table.iat[i, j]))[:3]
             color = "white" if np.dot(shade, (0.299, 0.587, 0.114)) < 0.48 else "black"  # luminance
-            ax.text(j, i, form.format(value), ha="center", va="center", color=color, size=8)
-    ax.set_xticks(range(columns), table.columns, rotation=40, ha="right", parse_math=False)
+            how = {"ha": "center", "va": "center", "color": color, "size": SMALL}
+            ax.text(j, i, form.format(value), **how)
+    how = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(range(columns), table.columns, parse_math=False, **how)
     ax.set_yticks(range(rows), table.index, parse_math=False)
-    ax.set_title(title, parse_math=False)
-    ax.figure.colorbar(image, ax=ax, label=label)
+    ax.tick_params(length=0, labelsize=SMALL)
+    ax.spines[:].set_visible(False)
+    titled(ax, title)
+    if bar:
+        drawn = ax.figure.colorbar(image, ax=ax, pad=0.02)
+        drawn.set_label(label, size=SMALL)
+        drawn.ax.tick_params(labelsize=SMALL)
     return ax
 
 
-def accuracy_matrix(matrix: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """acc[i, j] (fractions; rows trained through, columns evaluated on) in percent."""
-    percent, title = 100 * matrix, "Accuracy of the latest adapter (%)"
-    ax = heatmap(percent, title, "accuracy (%)", ax, numbers=percent, form="{:.0f}")
-    ax.set_xlabel("evaluated on (with that task's own head)")
-    ax.set_ylabel("latest adapter, trained through")
-    return ax
+def accuracy_matrix(matrix: pd.DataFrame, chance: pd.Series | None = None) -> Figure:
+    """acc[i, j] (fractions; rows trained through, columns evaluated on) in percent, and beside it
+    what was lost since each task was learned.
+
+    chance: accuracy by chance of every task (fractions); the colour then says how far of the way
+    from chance to 100 % an accuracy is.
+    """
+    tasks = len(matrix)
+    beside = tasks <= 8
+    size = (WIDEST, 1.9 + 0.3 * tasks) if beside else (1.8 + 0.48 * tasks, 3 + 0.6 * tasks)
+    one, other = panels(*((1, 2) if beside else (2, 1)), *size)
+    chance = pd.Series(0.0, matrix.columns) if chance is None else chance
+    far = 100 * (matrix - chance) / (1 - chance)
+    percent, lost = 100 * matrix, 100 * (matrix - np.diag(matrix))
+    how = {"form": "{:.0f}", "bar": False}
+    heatmap(far, "Accuracy of the latest adapter (%)", "", one, numbers=percent, **how)
+    shown = lost.where(~np.eye(tasks, dtype=bool))
+    how |= {"form": "{:+z.0f}", "cmap": DIVERGING, "limits": (-50, 50)}
+    heatmap(lost, "Points since the task was learned", "", other, numbers=shown, **how)
+    for ax in (one, other):
+        ax.set_xlabel("evaluated on (with that task's own head)")
+    for ax in (one, *([] if beside else [other])):
+        ax.set_ylabel("latest adapter, trained through")
+    if beside:
+        other.set_yticks([])
+    return one.figure
 
 
 def confusion(
@@ -93,105 +137,244 @@ def confusion(
     *,
     xlabel: str = "frame picked by the router",
     ylabel: str = "task of the text",
-    title: str = "Where the router sends each task's texts (count)",
+    title: str = "Where the router sends each task's texts (%)",
 ) -> Axes:
-    """Counts: rows what is true, columns what was picked; the colour is the share of the row."""
+    """Counts, drawn as percent of the row: rows what is true, columns what was picked."""
     share = 100 * table.div(table.sum(axis=1).clip(lower=1), axis=0)
-    how = {"numbers": table.where(table > 0), "form": "{:.0f}", "cmap": "Blues"}
+    how = {"numbers": share.where(share >= 0.5), "form": "{:.0f}", "cell": (0.5, 0.34)}
     ax = heatmap(share, title, "share of the row (%)", ax, **how)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return ax
 
 
-def grid(table: pd.DataFrame, title: str, ax=None, unit="%", span: float | None = None) -> Axes:
+def grid(
+    table: pd.DataFrame,
+    title: str,
+    ax: Axes | None = None,
+    unit: str = "%",
+    span: float | None = None,
+    blank: bool = False,
+    **how,
+) -> Axes:
     """Fractions times 100: rows methods, columns conditions. span: differences in `unit`, drawn
-    from -span to span: white at 0, gains blue, losses red."""
-    percent, how = 100 * table, {}
+    from -span to span: white at 0, gains blue, losses red; blank: no number where it is 0; how: of
+    `heatmap`."""
+    percent = 100 * table
+    numbers = percent.where(percent.abs() >= 0.05) if blank else percent
     if span is not None:
-        how = {"form": "{:+.1f}", "limits": (-span, span), "cmap": "RdBu"}
-    return heatmap(percent, title, unit, ax, numbers=percent, cell=(1.05, 0.36), **how)
+        how = {"form": "{:+z.1f}", "limits": (-span, span), "cmap": DIVERGING} | how
+    how = {"numbers": numbers, "cell": (0.75, 0.32)} | how
+    return heatmap(percent, title, unit, ax, **how)
 
 
-def layer_figure(table: pd.DataFrame, title: str, label="norm of B A", ax=None) -> Axes:
+def task_grid(table: pd.DataFrame, chance: pd.Series, title: str, ax: Axes | None = None) -> Axes:
+    """Fractions as percent: rows methods, columns tasks, and their mean; the last row is chance.
+    The colour says how far of the way from chance to 100 % an accuracy is."""
+    table = pd.concat([table, chance.rename("chance").to_frame().T])
+    far = 100 * (table - chance) / (1 - chance)
+    far, percent = (part.assign(mean=part.mean(axis=1)) for part in (far, 100 * table))
+    how = {"numbers": percent, "cell": (0.62, 0.32)}
+    ax = heatmap(far, title, "way from chance to 100 % correct (%)", ax, **how)
+    ax.axvline(table.shape[1] - 0.5, color="white", lw=4)
+    ax.axhline(len(table) - 1.5, color="#888888", lw=1)
+    return ax
+
+
+def layer_figure(
+    table: pd.DataFrame, title: str, label: str = "size of the update, ‖BA‖", ax: Axes | None = None
+) -> Axes:
     """A number for each layer (rows) and module (columns), e.g. `views.layer_norms`."""
-    limits = (min(0, table.min(axis=None)), None)
-    ax = heatmap(table, title, label, ax, limits=limits, cell=(1.1, 0.3))
+    low, high = table.min(axis=None), table.max(axis=None)
+    signed = {"limits": (-max(-low, high), max(-low, high)), "cmap": DIVERGING}
+    how = signed if low < 0 else {"limits": (0, None)}
+    ax = heatmap(table, title, label, ax, cell=(0.8, 0.26), **how)
     ax.set_ylabel("layer")
     return ax
 
 
 def task_bars(
-    table: pd.DataFrame, ax: Axes | None = None, xlabel: str = "task, in the order of the stream"
+    table: pd.DataFrame,
+    ax: Axes | None = None,
+    title: str = "Accuracy on every task after the whole stream",
+    xlabel: str = "task, in the order of the stream",
+    low: pd.DataFrame | None = None,
+    high: pd.DataFrame | None = None,
 ) -> Axes:
-    """Grouped bars: index tasks, one column a method, fractions; a ``chance`` column is drawn as
-    a mark on each group."""
+    """Grouped bars: index tasks, one column a method, fractions; the last one has its values on it.
+    A ``chance`` column is drawn as a mark on each group. low, high: the ends of each bar's
+    interval (NaN: none)."""
     bars = table.drop(columns="chance", errors="ignore")
-    ax = _axes(ax, 2.5 + 0.85 * len(table), 3.8)
-    width, places = 0.8 / max(1, bars.shape[1]), range(len(table))
-    for k, style in enumerate(styles(bars)):
-        at = [i - 0.4 + (k + 0.5) * width for i in places]
-        ax.bar(at, 100 * bars[style["label"]], width, label=style["label"], color=style["color"])
+    ax = _axes(ax, 2.5 + 0.75 * len(table), 3.9)
+    width, places = 0.84 / max(1, bars.shape[1]), range(len(table))
+    for k, one in enumerate(styles(bars)):
+        at = [i - 0.42 + (k + 0.5) * width for i in places]
+        values = 100 * bars[one["label"]]
+        ax.bar(at, values, width, label=one["label"], color=one["color"])
+        tops = values
+        if low is not None:
+            ends = 100 * low[one["label"]], 100 * high[one["label"]]
+            ax.vlines(at, *ends, color="#333333", lw=1.2)
+            tops = values.clip(lower=ends[1].fillna(0))
+    how = {"textcoords": "offset points", "ha": "center", "fontsize": SMALL}
+    for x, value, top in zip(at, values, tops, strict=True):  # of the last column
+        ax.annotate("" if np.isnan(value) else f"{value:.0f}", (x, top), (0, 1.5), **how)
     if "chance" in table:
-        ends = [i - 0.45 for i in places], [i + 0.45 for i in places]
+        ends = [i - 0.46 for i in places], [i + 0.46 for i in places]
         how = {"color": "black", "linestyles": "dotted", "label": "chance"}
         ax.hlines(100 * table["chance"], *ends, **how)
-    ax.set_xticks(places, table.index, rotation=30, ha="right")
-    ax.set(ylim=(0, 100), ylabel="accuracy (%)", xlabel=xlabel)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=table.shape[1], frameon=False)
+    ax.set_xticks(places, table.index, rotation=30, ha="right", rotation_mode="anchor")
+    ax.set(ylim=(0, 105), ylabel="accuracy (%)", xlabel=xlabel)
+    ax.legend(ncols=table.shape[1], **ABOVE)
+    ax.set_title(title, fontsize=TITLE, loc="left", pad=26)
     return ax
 
 
-def beside_published(table: pd.DataFrame, columns: list[str], ax: Axes | None = None) -> Axes:
-    """Dots: one line a column of the published table, one mark a run (index who, model, seed)."""
-    ax = _axes(ax, 7.5, 1.2 + 0.55 * len(columns))
-    names = [f"{who}: {model}, seed {seed}" for who, model, seed in table.index]
-    for k, style in enumerate(styles(names)):
-        ours = table.index[k][0] == "measured here"
-        style |= {"color": COLORS["saved frame" if ours else "chance"]}
-        style |= {"markersize": 9 if ours else 6, "zorder": 3 if ours else 2}
-        places = [i + 0.5 * (k + 0.5) / len(table) - 0.25 for i in range(len(columns))]
-        ax.plot(table[columns].iloc[k], places, linestyle="none", **style)
-    ax.set_yticks(range(len(columns)), columns)
-    ax.set_ylim(len(columns) - 0.5, -0.5)
-    ax.set_xlim(min(-2, table[columns].min(axis=None) - 2), 100)
-    ax.set_xlabel("percent, or percentage points")
-    ax.grid(axis="x", alpha=0.3)
-    ax.legend(**BESIDE)
-    return ax
+def beside_published(table: pd.DataFrame, better: dict[str, Sequence[str]]) -> Figure:
+    """Dots: a panel for each key of `better` (its title), a line each of its columns, a mark each
+    run (index who, model, seed); columns that no run has are left out."""
+    better = {title: [c for c in columns if c in table] for title, columns in better.items()}
+    ratios = [len(columns) for columns in better.values()]
+    height = 1.6 + 0.5 * sum(ratios)
+    axes = panels(len(better), 1, WIDEST, height, height_ratios=ratios)
+    for ax, (title, columns) in zip(axes, better.items(), strict=True):
+        for k, (who, model, seed) in enumerate(table.index):
+            ours = who == "measured here"
+            one = style(who, k) | {"label": f"{who}: {model}, seed {seed}"}
+            one |= {"color": BLUE if ours else GREY, "marker": "o" if ours else "sD^v"[k % 4]}
+            one |= {"markersize": 9 if ours else 7, "zorder": 3 if ours else 2}
+            shift = 0 if ours else 0.12 * (k - len(table) / 2)
+            places = [i + shift for i in range(len(columns))]
+            ax.plot(table[columns].iloc[k], places, linestyle="none", **one, **EDGE)
+        ax.set_yticks(range(len(columns)), columns)
+        ax.set_ylim(len(columns) - 0.5, -0.5)
+        ax.margins(x=0.05)
+        ax.grid(axis="x", alpha=0.3)
+        titled(ax, title)
+    axes[0].legend(**BESIDE)
+    axes[-1].set_xlabel("percent, or percentage points")
+    return axes[0].figure
 
 
-def dots(table: pd.DataFrame, xlabel: str, ax: Axes | None = None) -> Axes:
-    """A line an index entry, a mark a column: fractions, drawn as percent."""
-    ax = _axes(ax, 7.5, 1.4 + 0.34 * len(table))
-    lines, percent = range(len(table)), 100 * table
-    ax.hlines(lines, percent.min(axis=1), percent.max(axis=1), color="#BBBBBB", zorder=1)
-    for style in styles(table):
-        ax.scatter(percent[style["label"]], lines, zorder=2, **style)
-    ax.set_yticks(lines, table.index)
-    ax.invert_yaxis()
+def dots(
+    table: pd.DataFrame,
+    xlabel: str,
+    ax: Axes | None = None,
+    title: str = "",
+    low: pd.DataFrame | None = None,
+    high: pd.DataFrame | None = None,
+) -> Axes:
+    """A line an index entry, a mark a column: fractions, drawn as percent; low, high: the ends of
+    each mark's interval, tables of the same form (NaN: none)."""
+    ax = _axes(ax, WIDEST, 1.5 + 0.36 * len(table))
+    apart = 0.22 if table.shape[1] > 1 and low is not None else 0.0  # so that no bar hides another
+    for k, one in enumerate(styles(table)):
+        label = one["label"]
+        at = np.arange(len(table)) + apart * (k - (table.shape[1] - 1) / 2)
+        if low is not None:
+            how = {"color": one["color"], "lw": 1.6, "zorder": 1}
+            ax.hlines(at, 100 * low[label], 100 * high[label], **how)
+        ax.plot(100 * table[label], at, linestyle="none", markersize=7, **one, **EDGE)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set_ylim(len(table) - 0.4, -0.6)
     ax.set_xlabel(xlabel)
     ax.grid(axis="x", alpha=0.3)
-    ax.legend(**BESIDE)
+    ax.margins(x=0.05)
+    if table.shape[1] > 1:
+        ax.legend(ncols=min(5, table.shape[1]), **ABOVE)
+        ax.set_title(title, fontsize=TITLE, loc="left", pad=26)
+    else:
+        titled(ax, title)
+    return ax
+
+
+def pairs(
+    table: pd.DataFrame,
+    xlabel: str,
+    title: str,
+    low: pd.DataFrame,
+    high: pd.DataFrame,
+    line: tuple[float, str],
+    ax: Axes | None = None,
+) -> Axes:
+    """A line a method (index): the first column a filled mark in its colour, the second a hollow
+    one below it, each with its interval (NaN: none); numbers as they are. line: what to compare
+    with, its place and name."""
+    ax = _axes(ax, WIDEST, 1.5 + 0.4 * len(table))
+    ax.axvline(line[0], color=style(line[1])["color"], ls="--", zorder=0, label=line[1])
+    for k, column in enumerate(table):
+        at = np.arange(len(table)) + (0.14, -0.14)[k == 0]
+        ax.hlines(at, low[column], high[column], color="#555555", lw=1.4, zorder=1)
+        for x, y, one in zip(table[column], at, styles(table.index), strict=True):
+            one |= {"label": "_", "color": "white" if k else one["color"]}
+            ax.plot(x, y, markersize=7.5, **one, **EDGE)
+        face = {"color": "white" if k else "#555555", "label": column}
+        ax.plot([], [], "o", markersize=7.5, **face, **EDGE)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set_ylim(len(table) - 0.4, -0.6)
+    ax.set_xlabel(xlabel)
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(ncols=3, **ABOVE)
+    ax.set_title(title, fontsize=TITLE, loc="left", pad=26)
     return ax
 
 
 def curves(
-    table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, ax=None, by="router", **scale
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    xlabel: str,
+    ylabel: str,
+    ax: Axes | None = None,
+    by: str = "router",
+    title: str = "",
+    legend: bool = True,
+    **scale,
 ) -> Axes:
-    """One line for each value of column `by`, columns `x` against `y`; scale: ``xscale`` and
-    ``yscale`` of the axes."""
-    ax = _axes(ax, 7.4, 4.2)
-    for style in styles(table[by].unique()):
-        rows = table[table[by] == style["label"]]
-        ax.plot(rows[x], rows[y], **style)
+    """One line for each value of column `by`, columns `x` against `y`; where the table has columns
+    ``low`` and ``high``, a band; scale: ``xscale`` and ``yscale`` of the axes."""
+    ax = _axes(ax, WIDEST, 4)
+    for one in styles(table[by].unique()):
+        rows = table[table[by] == one["label"]]
+        ax.plot(rows[x], rows[y], markersize=6, **one, **EDGE)
+        if {"low", "high"} <= set(table):
+            ax.fill_between(
+                rows[x], rows["low"], rows["high"], color=one["color"], alpha=0.15, lw=0
+            )
     ax.set(xlabel=xlabel, ylabel=ylabel, **scale)
     if scale.get("xscale") == "log":
         ticks = sorted(table[x].unique())
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
     ax.grid(alpha=0.3)
-    ax.legend(**BESIDE)
-    return ax
+    if legend:
+        ax.legend(**BESIDE)
+    return titled(ax, title)
+
+
+def bold_best(ax: Axes, table: pd.DataFrame) -> None:
+    """The highest numbers of each column of a heat map in bold; table: the upper rows of it, as
+    they are shown, with one digit."""
+    best = table.round(1).eq(table.round(1).max()).to_numpy()
+    for text in ax.texts:
+        column, row = text.get_position()
+        if row < len(table) and best[row, column]:
+            text.set_fontweight("bold")
+
+
+def end_labels(ax: Axes, apart: float = 0.065) -> None:
+    """The name of each line of an axes beside its last point, in its colour; names are pushed
+    `apart` (share of the axes' height) where the lines end close to each other."""
+    lines = [line for line in ax.lines if not line.get_label().startswith("_")]
+    ends = [line.get_xydata()[-1] for line in lines]
+    places = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
+    order = np.argsort(places, kind="stable")
+    steps = apart * np.arange(len(lines))
+    raised = np.maximum.accumulate(places[order] - steps) + steps  # nobody is moved down
+    raised = np.minimum(raised, 1 - steps[::-1])  # nor above the axes
+    for k, place in zip(order, raised, strict=True):
+        how = {"textcoords": ax.transAxes, "va": "center", "fontsize": SMALL, "parse_math": False}
+        line = {"arrowstyle": "-", "color": lines[k].get_color(), "lw": 0.8, "shrinkA": 0}
+        ax.annotate(lines[k].get_label(), ends[k], (1.06, place), arrowprops=line, **how)
 
 
 def training_curve(losses: Sequence[float], title: str, ax: Axes | None = None) -> Axes:
@@ -199,12 +382,11 @@ def training_curve(losses: Sequence[float], title: str, ax: Axes | None = None) 
     ax = _axes(ax, 5.2, 3)
     losses = pd.Series(losses, dtype=float)
     smooth = losses.rolling(max(1, len(losses) // 10), min_periods=1).mean()
-    ax.plot(losses.index + 1, losses, color="#BBBBBB", lw=1, label="step")
-    ax.plot(losses.index + 1, smooth, color=COLORS["saved frame"], label="running mean")
+    ax.plot(losses.index + 1, losses, color=GREY, lw=1, label="step")
+    ax.plot(losses.index + 1, smooth, color=BLUE, label="running mean")
     ax.set(xlabel="training step", ylabel="loss")
-    ax.set_title(title, parse_math=False)
-    ax.legend(frameon=False)
-    return ax
+    ax.legend(frameon=False, fontsize=SMALL)
+    return titled(ax, title)
 
 
 def chain_figure(
@@ -225,8 +407,8 @@ def chain_figure(
     steps = {} if walked is None else walked["step"].str.removesuffix(" (fallback)")
     places = [(i % PER_LINE, -(i // PER_LINE)) for i in range(len(chain))]
     for (name, accuracy), place in zip(chain.items(), places, strict=True):
-        color = {"answers": "#009E73", "passed": "#E8E8E8"}.get(steps.get(name), "white")
-        how = {"bbox": {"boxstyle": "round", "facecolor": color}, "fontsize": 8, "zorder": 3}
+        color = {"answers": GREEN, "passed": "#E8E8E8"}.get(steps.get(name), "white")
+        how = {"bbox": {"boxstyle": "round", "facecolor": color}, "fontsize": SMALL, "zorder": 3}
         words = name if len(name) <= 15 else f"{name[:13]}…"
         words += f"\n{accuracy} %" if accuracy else ""
         ax.text(*place, words, ha="center", va="center", parse_math=False, **how)
@@ -234,6 +416,6 @@ def chain_figure(
         middle = (y + to_y) / 2  # a line's end goes round to the next line's beginning
         ax.plot([x, x, to_x, to_x], [y, middle, middle, to_y], "#888888", lw=1, zorder=1)
     ax.set(xlim=(-0.7, columns - 0.3), ylim=(0.4 - lines, 0.6))
-    ax.set_title(title, fontsize=9, parse_math=False)
+    titled(ax, title)
     ax.axis("off")
     return ax

@@ -22,13 +22,14 @@ from pathlib import Path
 
 import filelock
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..backbones import Backbone
 from ..config import TrainingConfig
 from ..errors import SkillStackError
 from ..files import explain, read_json, versions, write_atomic
+from ..progress import progress
 from ..tasks import TaskData
+from .display import Drawn, png, show_picture, show_sentences
 from .parameters import RunConfig
 
 COLUMNS = (
@@ -61,10 +62,14 @@ def placed(folder: str | Path) -> Path:
 
 
 class Run:
-    """One run's folder; made by `open_run`. A finished run is closed: nothing in it changes."""
+    """One run's folder; made by `open_run`. Of a finished run nothing changes but its figures.
 
-    def __init__(self, folder: Path, config: RunConfig, method: str, backbone: Backbone):
-        self.folder, self.config, self.method, self.backbone = folder, config, method, backbone
+    model: the backbone as tables name it.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, method: str, model: str):
+        self.folder, self.config, self.method, self.model = folder, config, method, model
+        self.answers: list[str] = []  # of the figures drawn
         self.facts: dict = {}
         self.metrics = pd.DataFrame(columns=COLUMNS)
         self._start = time.perf_counter()
@@ -91,7 +96,7 @@ class Run:
         """
         done = self.facts.setdefault("done", {}).setdefault(step, [])
         left = [] if self.finished else [item for item in items if _name(item) not in done]
-        for item in tqdm(left, desc=step, disable=len(left) < 2):
+        for item in progress(left, step):
             yield item
             done.append(_name(item))
             self._write_facts()
@@ -117,7 +122,7 @@ class Run:
         value = float(getattr(value, "accuracy", value))
         if self.finished:
             return value
-        row = dict(run_id=self.id, seed=self.config.seed, model=_model(self.backbone))
+        row = dict(run_id=self.id, seed=self.config.seed, model=self.model)
         row |= dict(preset=self.config.preset, method=self.method, router=router)
         row |= dict(trained_through=trained_through, eval_task=eval_task, split=split)
         row |= dict(metric=metric, value=value, unit=unit, n=int(n))
@@ -173,19 +178,34 @@ class Run:
             return pd.read_json(path, lines=True)
         return pd.read_csv(path, index_col=0 if name == "matrix.csv" else index_col)
 
-    def figure(self, name: str, drawn) -> None:
-        """Keep a figure (or an axes' figure) as <name>.png, and show it."""
-        import matplotlib.pyplot as plt
+    def figure(self, name: str, drawn: Drawn) -> None:
+        """Keep a figure as <name>.png, and show it with its caption."""
+        content = png(drawn.figure)
+        self._write(f"{name}.png", content)
+        self.answers.append(drawn.answer)
+        show_picture(content, drawn.alt, self.caption(drawn))
 
-        figure = drawn if hasattr(drawn, "savefig") else drawn.figure
-        figure.savefig(self.folder / f"{name}.png", dpi=150, bbox_inches="tight")
-        plt.show()
+    def caption(self, drawn: Drawn) -> str:
+        """What to look at in a figure of this run, and what it was measured on."""
+        config, (device, _, _) = self.config, self.facts["device"].partition(":")
+        seeds = sorted(drawn.seeds or [config.seed])
+        facts = [config.preset, self.model, f"seed{'s' * (len(seeds) > 1)} "]
+        facts[-1] += ", ".join(map(str, seeds))
+        rows = f"{config.n_train} training and {config.n_eval} evaluation rows per class"
+        facts += [rows, f"{device}, {self.facts['backbone']['dtype']}"]
+        return f"{drawn.look} {'; '.join(facts)}."
+
+    def conclude(self, *more: str) -> None:
+        """Show what came out: the answers of the figures, and more sentences. They are kept, and
+        shown when the finished run is opened again."""
+        self._write("answers.json", json.dumps([*self.answers, *more]) + "\n")
+        show_sentences([*self.answers, *more])
 
     def alike(self) -> pd.DataFrame:
         """The metrics of all finished runs of this notebook on the same preset, model and budget,
         whatever seed and method; with rows from the same source, and of this method and seed this
         run alone."""
-        same = {"preset": self.config.preset, "model": _model(self.backbone)}
+        same = {"preset": self.config.preset, "model": self.model}
         same |= {"notebook": self.config.notebook, "budget": budget(vars(self.config))}
         found = load_runs(self.config.output_dir, **same, source=_source(self.facts["data"]))
         twin = found["method"].eq(self.method) & found["seed"].eq(self.config.seed)
@@ -220,7 +240,7 @@ def open_run(
     another process works in it.
     """
     folder = placed(config.output_dir) / run_id(config, stream, backbone, method)
-    run = Run(folder, config, method, backbone)
+    run = Run(folder, config, method, _model(backbone))
     path = folder / "run.json"
     if not path.exists() or read_facts(folder)["status"] != "finished":
         try:
@@ -238,6 +258,8 @@ def open_run(
         if run.finished:
             print(f"{run.id} is finished: its numbers are read. To measure again, delete")
             print(f"{folder} or set another output_dir.")
+            if (folder / "answers.json").exists():
+                show_sentences(read_json(folder / "answers.json"))
             return run
     code = {"started": _now(), "versions": versions(), **_git()}
     if run.facts:
@@ -312,6 +334,16 @@ def read_metrics(path: Path) -> pd.DataFrame:
         return table[list(COLUMNS)]
     except (OSError, ValueError, KeyError) as error:
         raise SkillStackError(f"{path} is damaged: {error}") from None
+
+
+def read_run(folder: str | Path) -> Run:
+    """A finished run as it was kept, without its backbone."""
+    folder = placed(folder)
+    facts, metrics = read_facts(folder), read_metrics(folder / "metrics.csv")
+    config = RunConfig(**facts["config"], output_dir=str(folder.parent))
+    run = Run(folder, config, facts["method"], metrics["model"].iloc[0])
+    run.facts, run.metrics = facts, metrics
+    return run
 
 
 def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame:

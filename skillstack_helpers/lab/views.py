@@ -118,8 +118,7 @@ def _by_layer(values: Mapping[str, float]) -> pd.DataFrame:
 def own_answers(stack: SkillStack, frame: str, data: TaskData) -> pd.DataFrame:
     """A frame's answers to a task's evaluation rows: text, label, answer, probability, right."""
     texts = data.texts("eval")
-    # No bar: one that vanishes leaves a dead reference on a page that Voilà serves.
-    prediction = stack.predict(texts, frame, progress=lambda batches, **_: batches)
+    prediction = stack.predict(texts, frame)
     truth = [data.task.label_names[k] for k in data.labels("eval")]
     chances = prediction.probabilities.max(1, initial=0.0)
     return _answers(texts, truth, prediction.label_names, chances)

@@ -1,0 +1,388 @@
+"""The stack beside what one would do otherwise: notebook 04."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from skillstack_helpers.lab import plotting
+from skillstack_helpers.lab.comparison import VALIDATION_ROWS
+from skillstack_helpers.lab.display import Drawn, listed
+from skillstack_helpers.lab.names import name, style
+from skillstack_helpers.lab.parameters import METHODS
+from skillstack_helpers.lab.runs import Run
+from skillstack_helpers.tasks import PRESETS
+
+from .base import (
+    Figure,
+    Table,
+    bootstrapped,
+    chance,
+    check_alike,
+    in_order,
+    mean,
+    meant,
+    measured,
+    minus,
+    over_pairs,
+    published,
+    spread,
+    summary,
+    whole,
+    with_ends,
+)
+
+DASHES = ["-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 4))]
+
+# ---------------------------------------------------------------------- tables
+
+
+def accuracy_table(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
+    """All methods of notebook 04 above the published ones: mean ± standard deviation over seeds.
+
+    Index: who, method. Columns: accuracy at the end, told the task and with the router's (percent);
+    BWT, forgetting and forward transfer (percentage points; the last against an independent
+    adapter, mean over tasks but the first); two paired differences from the routed stack, mean
+    [95 % bootstrap interval] over all seeds and tasks.
+    """
+    columns = {
+        name("acc"): "acc",
+        name("routed"): {"metric": "routed", "eval_task": ""},
+        name("bwt"): "bwt",
+        name("forgetting"): "forgetting",
+        "FWT (pp)": "transfer",
+        "told − routed stack (pp)": ("final, paired", bootstrapped),
+        "routed − routed stack (pp)": ("routed, paired", bootstrapped),
+    }
+    ours = _ours(metrics)
+    theirs = published([f"{preset}_ewc", f"{preset}_joint", "promising"])
+    theirs = theirs[meant(theirs, {"preset": preset, "metric": ["accuracy", "avg_forgetting"]})]
+    which = theirs["model"].replace("", "Llama-3.2, four runs") + ", "
+    which += theirs["seed"].str.replace(r"^(?=\d)", "seed ", regex=True)
+    theirs["who"] += ": " + which.str.removesuffix(", ")
+    theirs["value"] = theirs["value"].mask(theirs["metric"].eq("avg_forgetting"), lambda x: 0.0 - x)
+    metric = theirs["metric"].map({"accuracy": "acc", "avg_forgetting": "bwt"})
+    theirs["metric"] = metric.mask(theirs["method"].eq("routed"), "routed")
+    # The published joint run has several heads too.
+    names = {"latest": "sequential", "stack": "frames", "routed": "frames"}
+    theirs = theirs.assign(method=theirs["method"].replace(names), eval_task="")
+    numbers = pd.concat([ours, _paired(ours), _transfer(ours), theirs])
+    return summary(numbers, ["who", "method"], columns, spread)
+
+
+def cost_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """What each method of notebook 04 trained, keeps and spent, means over seeds. Index: method."""
+    columns = {
+        "trained (millions)": ("trained_parameters", partial(mean, form="{:.2f}")),
+        "stored (MB)": ("stored_bytes", mean),
+        "learning (s)": ("learning_seconds", whole),
+    }
+    return summary(_ours(metrics), ["method"], columns).rename_axis(columns="means over seeds")
+
+
+def _ours(metrics: pd.DataFrame) -> pd.DataFrame:
+    return in_order(measured(metrics, method=METHODS), "method", METHODS)
+
+
+def _paired(ours: pd.DataFrame) -> pd.DataFrame:
+    """Differences from the routed stack on the same task and seed: told the task (metric ``final,
+    paired``) and routed (``routed, paired``)."""
+    tasks = ours[ours["eval_task"].ne("") & ours["metric"].isin(["final", "routed"])]
+    tasks = tasks.sort_values(["seed", "eval_task"], kind="stable")
+    pairs = tasks.assign(metric=tasks["metric"] + ", paired")
+    pairs["value"] = minus(tasks, ["seed", "eval_task"], method="frames", metric="routed")
+    own = meant(pairs, {"method": "frames", "metric": "routed, paired"})
+    return in_order(pairs[~own].dropna(subset="value"), "method", METHODS)
+
+
+def _transfer(numbers: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy right after learning minus an independent adapter's, mean over tasks but the first.
+    What learned all at once has a last row only, and nothing to compare."""
+    learned = numbers[numbers["metric"].eq("accuracy")]
+    learned = learned[learned["trained_through"].eq(learned["eval_task"])]
+    tasks, by = learned["eval_task"].unique(), ["who", "method", "seed", "unit"]
+    every = learned.groupby(by)["value"].transform("size").eq(len(tasks))
+    gain = learned.assign(value=minus(learned, ["seed", "eval_task"], method="independent"))
+    gain = gain[every & gain["eval_task"].isin(tasks[1:])].dropna(subset="value")
+    return gain.groupby(by, as_index=False)["value"].mean().assign(metric="transfer")
+
+
+def probe_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The order probe, `hard5` forward and reversed, above the published one: mean ± standard
+    deviation over seeds. Index: who, method. Empty if neither was run."""
+    ours = _streams(metrics, ["hard5", "hard5_reversed"])
+    theirs, routes = published("not_proven_order"), ("routed_forward", "routed_reverse")
+    theirs = theirs[theirs["metric"].eq("accuracy") & theirs["method"].isin(routes)]
+    streams = theirs["method"].map(dict(zip(routes, ("hard5", "hard5_reversed"), strict=True)))
+    theirs = theirs.assign(stream=streams, method="frames", metric="routed")
+    columns = {
+        f"{word}, {name(metric)}": {"metric": metric, "stream": stream}
+        for word, stream in (("forward", "hard5"), ("reversed", "hard5_reversed"))
+        for metric in ("acc", "routed")
+    }
+    numbers = pd.concat([ours, theirs])
+    return summary(numbers, ["who", "method"], columns, spread) if len(ours) else ours
+
+
+def standard_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Orders 1 to 3 of the standard benchmark above the published means: mean ± standard deviation
+    over seeds. Index: who, method. The mean is of methods that were run on all three orders. Empty
+    if none was run."""
+    orders = [f"standard4_order{i}" for i in (1, 2, 3)]
+    ours = _streams(metrics, orders)
+    if not len(ours):
+        return ours
+    whole = ours[ours.groupby(["method", "seed"])["stream"].transform("nunique").eq(3)]
+    by = ["who", "method", "seed", "metric", "unit"]
+    means = whole.groupby(by, as_index=False)["value"].mean().assign(stream="mean")
+    theirs = published("standard_benchmark").assign(stream="mean", metric="acc")
+    theirs["who"] += ": " + theirs["model"] + ", " + theirs["source"].str.partition(",")[0]
+    theirs = theirs.sort_values(["who", "method"])
+    columns = {f"order {i} (%)": {"metric": "acc", "stream": orders[i - 1]} for i in (1, 2, 3)}
+    columns |= {f"mean, {name(m)}": {"metric": m, "stream": "mean"} for m in ("acc", "routed")}
+    return summary(pd.concat([ours, means, theirs]), ["who", "method"], columns, spread)
+
+
+def _streams(metrics: pd.DataFrame, presets: list[str]) -> pd.DataFrame:
+    """Accuracies at the end on streams that may stand side by side: of one model and budget."""
+    found = measured(metrics, eval_task="", preset=presets, metric=["acc", "routed"])
+    check_alike(found, ["model", "budget"])
+    return in_order(found.rename(columns={"preset": "stream"}), "method", METHODS)
+
+
+def orders(metrics: pd.DataFrame) -> list[pd.DataFrame]:
+    """The tables of other streams that were run."""
+    return [table for table in (probe_table(metrics), standard_table(metrics)) if len(table)]
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def methods(run: Run) -> Drawn:
+    """All methods at the end of the stream, told the task and routed."""
+    found = _ours(run.alike())
+    columns = {"told the task": "acc", "routed": "routed"}
+    whole = found[found["eval_task"].eq("")]
+    means, low, high = _drawn(with_ends(whole, ["method"], columns))
+    stack = means.loc[name("frames"), "routed"]
+    others = means["routed"].drop(name("frames")).dropna()
+    ahead, behind = others[others > stack], others[others <= stack]
+    answer = f"Told nothing, the routed stack answers {stack:.1f} % correctly. With the same router"
+    answer += f", ahead of it: {_with(ahead)}"
+    answer += f"; furthest behind: {_with(behind[-1:])}." if len(behind) else "."
+    start = _start(low.fillna(means).min(axis=None))
+    words = f"accuracy at the end, mean over tasks (%); the axis starts at {start}"
+    title = "What each method still answers after the whole stream"
+    ax = plotting.pairs(means, words, title, low, high, (stack, "routed stack"))
+    ax.set_xlim(left=start)
+    alt = "A line for each method with two marks, told the task and routed, and their ranges; a "
+    alt += "dashed line marks the routed stack."
+    look = (
+        "Compare like with like: filled marks are told the task, hollow ones use the same router "
+    )
+    look += "(that of the saved frames is the routed stack). Bars: lowest and highest seed."
+    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+
+
+def differences(run: Run) -> Drawn:
+    """Differences from the routed stack, paired over seeds and tasks."""
+    pairs = _paired(_ours(run.alike()))
+    columns = {"told the task": "final, paired", "routed": "routed, paired"}
+    means, low, high = _drawn(with_ends(pairs, ["method"], columns, over_pairs))
+    sentences = []
+    for words, column in (("With the same router", "routed"), ("Told the task", "told the task")):
+        others = means[column].drop(name("frames"), errors="ignore").dropna()
+        ahead = others[low.loc[others.index, column] > 0]
+        behind = others[high.loc[others.index, column] < 0]
+        level = others.drop([*ahead.index, *behind.index])
+        sentence = f"{words}, ahead of the routed stack: {_with(ahead, '+.1f')}; "
+        sentence += f"not to be told from it: {_with(level, '+.1f')}; "
+        sentences.append(f"{sentence}behind it: {len(behind)} of {len(others)}.")
+    n = int(pairs.groupby(["method", "metric"]).size().max()) if len(pairs) else 0
+    title = "How far each method is from the routed stack"
+    words = f"difference (points), mean over {n} pairs of seed and task"
+    ax = plotting.pairs(means, words, title, low, high, (0, "routed stack"))
+    alt = "A line for each method with the difference from the routed stack, told the task and "
+    alt += "routed, each with its interval; a dashed line marks no difference."
+    look = "Filled marks are told the task and the routed stack is not: that is how the published "
+    look += "comparisons were set up. Bars: 95 % bootstrap interval over seeds and tasks."
+    return Drawn(ax, " ".join(sentences), alt, look, pairs["seed"].unique().tolist())
+
+
+def search(run: Run) -> Drawn:
+    """Accuracy on validation rows against the strength of a penalty; run: of the search."""
+    table = run.read("search.csv")
+    n = len(PRESETS[run.config.preset]) * min(VALIDATION_ROWS, run.config.n_router)
+    searched = list(table["method"].unique())
+    axes = plotting.panels(1, len(searched), plotting.WIDEST, 3.8, sharey=True)
+    moments = {"final": "at the end of the stream", "learned": "right after its task"}
+    least = table[["final", "learned"]].min(axis=None)
+    start = _start(100 * (least - 1.96 * math.sqrt(least * (1 - least) / n)))
+    sentences = []
+    for ax, method in zip(axes, searched, strict=True):
+        part = table[table["method"].eq(method)].sort_values("strength")
+        long = part.rename(columns=moments).melt("strength", moments.values(), "moment", "share")
+        half = 1.96 * np.sqrt(long["share"] * (1 - long["share"]) / n)
+        long = long.assign(low=100 * (long["share"] - half), high=100 * (long["share"] + half))
+        long["percent"] = 100 * long["share"]
+        words = ("strength of the penalty", f"validation accuracy (%), axis from {start}")
+        how = {"by": "moment", "legend": False, "xscale": "log"}
+        plotting.curves(long, "strength", "percent", *words, ax=ax, title=name(method), **how)
+        ax.lines[1].set(linestyle="--", markerfacecolor="none", markersize=9)  # equals show both
+        best = part.loc[part["final"].idxmax()]
+        ax.axvline(best["strength"], color="black", ls=":", zorder=0, label="chosen")
+        ax.set_ylim(bottom=start)
+        edge = best["strength"] in (part["strength"].min(), part["strength"].max())
+        sentence = f"{name(method)} is best at a strength of {best['strength']:g} "
+        sentence += f"({100 * best['final']:.1f} % at the end of the stream"
+        sentences.append(sentence + (", at the edge of what was searched)." if edge else ")."))
+    axes[-1].set_ylabel(axes[-1].get_ylabel() if len(axes) == 1 else "")
+    figure = axes[0].figure
+    title = f"Searched on {run.config.preset} with a quarter of the training rows, judged on {n} "
+    how = {"fontsize": plotting.TITLE, "parse_math": False, "x": 0.01, "ha": "left"}
+    figure.suptitle(f"{title}routing rows", **how)
+    plotting.legend_below(axes)
+    alt = "A panel for each penalty: accuracy right after each task and at the end of the stream "
+    alt += "against the strength; a dotted line marks the strength that was chosen."
+    look = "A stronger penalty keeps more of the old tasks and learns less of the new ones. Bands: "
+    look += f"95 % binomial interval of {n} validation rows; one seed."
+    return Drawn(figure, " ".join(sentences), alt, look)
+
+
+def stream(run: Run) -> Drawn:
+    """Mean accuracy on the tasks learned so far, over the stream."""
+    found, order = _ours(run.alike()), list(PRESETS[run.config.preset])
+    cells = found[found["metric"].eq("accuracy")]
+    tables = with_ends(cells, ["method", "trained_through"], {"percent": "accuracy"})
+    table = pd.concat([part["percent"] for part in tables], axis=1, keys=["percent", "low", "high"])
+    table = table.reset_index()
+    table = table.assign(step=table["trained_through"].map(order.index) + 1)
+    one_by_one = table.groupby("method")["step"].transform("size") > 1
+    absent = [name(method) for method in table.loc[~one_by_one, "method"].unique()]
+    table = table[one_by_one].assign(method=table["method"].map(name))
+    end = table[table["step"].eq(len(order))].set_index("method")["percent"]
+    end = end.sort_values(ascending=False)
+    answer = (
+        f"After {len(order)} tasks, told the task, the accuracy is between {end.iloc[0]:.1f} % "
+    )
+    answer += f"({end.index[0]}) and {end.iloc[-1]:.1f} % ({end.index[-1]})."
+    start = _start(table[["percent", "low"]].min(axis=None))
+    words = ("tasks learned so far", f"mean accuracy on them (%), axis from {start}")
+    how = {"by": "method", "legend": False}
+    title = "Accuracy on all tasks so far, told the task"
+    ax = plotting.curves(table, "step", "percent", *words, title=title, **how)
+    for line, dash in zip(ax.lines, DASHES, strict=False):  # so that equal lines show both
+        line.set_linestyle(dash)
+    ax.legend(**plotting.BESIDE)
+    ax.set_xticks(range(1, len(order) + 1))
+    ax.set_ylim(bottom=start)
+    alt = "A line for each method that learns task after task: mean accuracy on the tasks so far."
+    look = "The tasks differ in difficulty, so the lines move together; a method that falls away "
+    look += "from the saved frames forgets. Bands: lowest and highest seed."
+    if absent:
+        look += f" No line: {listed(absent)}, for all tasks are learned at once there."
+    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+
+
+def tasks(run: Run) -> Drawn:
+    """Accuracy on every task at the end, told the task, and of the routed stack."""
+    found, order = _ours(run.alike()), list(PRESETS[run.config.preset])
+    columns = {task: {"metric": "final", "eval_task": task} for task in order}
+    routed = {task: {"metric": "routed", "eval_task": task} for task in order}
+    stack = found[found["method"].eq("frames")]
+    table = with_ends(found, ["method"], columns)[0].rename(index=name)
+    routed = with_ends(stack, ["method"], routed)[0].set_axis(["routed stack"])
+    table = pd.concat([routed, table]) / 100
+    lost = 100 * (table.loc[["routed stack", name("sequential")]] - table.loc[name("frames")])
+    where, most = lost.idxmin(axis=1), lost.min(axis=1)
+    answer = f"Against the saved frames, the router costs most on {where.iloc[0]} "
+    answer += f"({most.iloc[0]:+.1f} points), forgetting on {where.iloc[1]} ({most.iloc[1]:+.1f})."
+    title = "Accuracy at the end of the stream (%)"
+    ax = plotting.task_grid(table, chance(run.config.preset), title)
+    alt = "A heat map: rows the methods, columns the tasks and their mean; the last row is chance."
+    look = "The first row is told nothing, all others are told the task. White is chance."
+    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+
+
+def cost(run: Run) -> Drawn:
+    """Bytes to keep, and the router's that come on top where the task is not told."""
+    found = _ours(run.alike())
+    by = {"stored": "stored_bytes", "router": "router_bytes"}
+    table = with_ends(found, ["method"], by)[0].rename(index=name)
+    router = table["router"].max()
+    needs = pd.Series(router, table.index).mask(table.index == name("tfidf_union"), 0.0)
+    size = table["stored"].loc[(table["stored"] + needs).sort_values(kind="stable").index]
+    needs = needs[size.index]
+    ax = plotting.panels(1, 1, plotting.WIDEST, 1.5 + 0.34 * len(size))[0]
+    colors = [style(label, k)["color"] for k, label in enumerate(size.index)]
+    places, how = range(len(size)), {"edgecolor": "#333333", "linewidth": 0.6, "height": 0.66}
+    ax.barh(places, size, color=colors, **how)
+    words = "the router, where the task is not told"
+    bars = ax.barh(places, needs, left=size, color="white", hatch="///", label=words, **how)
+    sums = zip(size, needs, strict=True)
+    sums = [f"{own:.1f} + {more:.1f}" if more else f"{own:.1f}" for own, more in sums]
+    ax.bar_label(bars, sums, fontsize=plotting.SMALL, padding=3)
+    ax.set_yticks(places, size.index)
+    ax.set_ylim(len(size) - 0.4, -0.6)
+    ax.margins(x=0.15)
+    ax.set_xlabel("MB kept after the last task, adapters, heads and what the method adds to them")
+    ax.legend(**plotting.ABOVE)
+    ax.set_title("What must be kept", fontsize=plotting.TITLE, loc="left", pad=26)
+    answer = (
+        f"The saved frames take {size[name('frames')]:.1f} MB and their router {router:.1f} MB; "
+    )
+    least, most = size.idxmin(), size.idxmax()
+    answer += f"least: {least} ({size[least]:.1f} MB); most: {most} ({size[most]:.1f} MB)."
+    alt = "A bar for each method: the megabytes it keeps, and behind them those of the router."
+    look = (
+        "All but the classifier over all labels need the router when they are not told the task. "
+    )
+    look += "Joint training needs all rows again for every new task; they are not counted."
+    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+
+
+def _drawn(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Means and their ends with display names, the best routed method first."""
+    order = tables[0]["routed"].fillna(0).sort_values(ascending=False, kind="stable").index
+    return [table.loc[order].rename(index=name) for table in tables]
+
+
+def _start(least: float) -> int:
+    """Where an axis starts that holds the least value of a figure, in percent."""
+    return max(0, 10 * math.floor((least - 2) / 10))
+
+
+def _with(values: pd.Series, form: str = ".1f") -> str:
+    return listed(f"{label} ({value:{form}})" for label, value in values.items())
+
+
+# ---------------------------------------------------------------------- what is committed
+
+_HARD8 = ("04_baselines", "hard8", "minilm")
+_ORDERS = [f"standard4_order{i}" for i in (1, 2, 3)]
+_PROBE = ["hard5", "hard5_reversed"]
+TABLES = {
+    "baselines_accuracy": Table(*_HARD8, partial(accuracy_table, preset="hard8")),
+    "baselines_cost": Table(*_HARD8, cost_table),
+    "orders_hard5": Table("04_baselines", _PROBE, "minilm", probe_table),
+    "orders_standard": Table("04_baselines", _ORDERS, "minilm", standard_table),
+}
+FIGURES = {
+    "baselines_methods": Figure(
+        *_HARD8, methods, "How does the stack compare with what one would do otherwise?", "frames"
+    ),
+    "baselines_differences": Figure(
+        *_HARD8, differences, "Which differences from the routed stack are real?", "frames"
+    ),
+    "baselines_stream": Figure(
+        *_HARD8, stream, "Which methods hold their accuracy as tasks are added?", "frames"
+    ),
+    "baselines_tasks": Figure(*_HARD8, tasks, "On which tasks do the methods differ?", "frames"),
+    "baselines_cost": Figure(*_HARD8, cost, "What must each method keep?", "frames"),
+    "baselines_search": Figure(
+        *_HARD8, search, "How strong should a penalty on change be?", "search"
+    ),
+}

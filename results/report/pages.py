@@ -1,0 +1,333 @@
+"""The README, the results pages and the gallery: their blocks are filled from the committed runs.
+
+A block is ``<!-- KIND: NAME -->`` … ``<!-- end -->``, on lines of its own or inside one; the kinds
+are ``table``, ``figure`` (what it shows, picture, caption), ``answer`` (only what it shows),
+``notebooks`` (their table, NAME is the page it stands on) and ``output`` (what `show` prints of a
+committed run).
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from skillstack_helpers.errors import SkillStackError, checked_name
+from skillstack_helpers.files import read_json, write_atomic
+from skillstack_helpers.lab.display import Drawn, markdown_table, png
+from skillstack_helpers.lab.runs import load_runs, placed, read_facts, read_run, repo_root
+from skillstack_helpers.progress import progress
+
+from . import (
+    baselines,
+    bitstack,
+    compression,
+    generalization,
+    generation,
+    routers,
+    streams,
+)  # fmt: skip
+from .base import Figure, Table, meant
+
+TOPICS = {  # page -> module; in the order of the notebooks
+    "streams": streams,
+    "routers": routers,
+    "baselines": baselines,
+    "bitstack": bitstack,
+    "compression": compression,
+    "generation": generation,
+    "generalization": generalization,
+}
+TABLES: dict[str, Table] = {k: v for topic in TOPICS.values() for k, v in topic.TABLES.items()}
+FIGURES: dict[str, Figure] = {k: v for topic in TOPICS.values() for k, v in topic.FIGURES.items()}
+PLACES = {
+    "data_dir",
+    "output_dir",
+    "source",
+    "dtype",
+    "device",
+}  # no part of a command that is shown
+
+# ---------------------------------------------------------------------- tables
+
+
+def runs_of(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `load_runs` that a table is made of."""
+    where = {"notebook": table.notebook, "preset": table.preset, "model": table.model}
+    found = runs[meant(runs, where)]
+    if not len(found):
+        raise SkillStackError(f"no run of {table.notebook} on {table.preset}")
+    return found
+
+
+def table_block(name: str, runs: pd.DataFrame) -> str:
+    """A table as Markdown, published rows apart, and below it what it was measured on."""
+    entry = TABLES[checked_name(name, TABLES, "table")]
+    found = runs_of(entry, runs)
+    made = entry.make(found)
+    parts = [markdown_table(part) for part in apart(made)]
+    notes = [made.columns.name] if made.columns.name else []
+    return (
+        "\n\n*Published:*\n\n".join(parts)
+        + f"\n\n*{'; '.join([*notes, *origin(found)])}*\n\n"
+        + ids(found)
+    )
+
+
+def apart(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """What was measured, and what was published, each without the columns that are empty in it;
+    `who` is left out where it says the same in every line."""
+    if "who" not in table.index.names:
+        return [table]
+    theirs = table.index.get_level_values("who").str.startswith("published")
+    published = table[theirs].rename_axis(columns=None)  # the corner is about ours
+    parts = [part for part in (table[~theirs], published) if len(part)]
+    out = []
+    for part in parts:
+        part = part.loc[:, ~part.isin(["", None]).all() & part.notna().any()]
+        same = part.index.get_level_values("who").nunique() == 1 and part.index.nlevels > 1
+        out.append(part.droplevel("who") if same else part)
+    return out
+
+
+def origin(found: pd.DataFrame) -> list[str]:
+    """Notebook, model, seeds, budget and device of runs, and the command that makes one of them."""
+    facts = [read_facts(placed("results/runs") / run) for run in found["run_id"].unique()]
+    seeds = sorted(found["seed"].unique())
+    rows = {f"{f['config']['n_train']} and {f['config']['n_eval']}" for f in facts}
+    devices = {f"{f['device'].partition(':')[0]}, {f['backbone']['dtype']}" for f in facts}
+    return [
+        ", ".join(sorted(found["model"].unique())),
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
+        f"{' or '.join(sorted(rows))} training and evaluation rows per class",
+        " or ".join(sorted(devices)),
+        f"`{command(facts[0])}`",
+    ]
+
+
+def ids(found: pd.DataFrame) -> str:
+    """The runs of a table, folded."""
+    names = found["run_id"].unique()
+    words = f"{len(names)} run{'s' * (len(names) > 1)} in results/runs"
+    listed = "<br>".join(f"<code>{name}</code>" for name in names)
+    return f"<details><summary>{words}</summary>{listed}</details>"
+
+
+def command(facts: dict) -> str:
+    """The papermill command of a run: what differs from the defaults of its notebook."""
+    notebook, config = facts["config"]["notebook"], facts["config"]
+    source = nbformat.read(repo_root() / "notebooks" / f"{notebook}.ipynb", 4)
+    (cell,) = (c for c in source.cells if "parameters" in c.metadata.get("tags", []))
+    pairs = [
+        (line.targets[0].id, ast.literal_eval(line.value)) for line in ast.parse(cell.source).body
+    ]
+    given = [
+        (key, config[key]) for key, default in pairs if key in config and config[key] != default
+    ]
+    # Every method is a run of its own, whatever else its notebook was asked to measure.
+    given = [
+        f" -p {key} {value}" for key, value in given if key not in PLACES and value is not None
+    ]
+    return f"papermill {notebook}.ipynb out.ipynb{''.join(given)}"
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def draw(name: str, runs: pd.DataFrame) -> tuple[Drawn, str]:
+    """A figure of the gallery, and its caption; of runs that differ in their seed, it is the run
+    with seed 42 that is asked."""
+    entry = FIGURES[checked_name(name, FIGURES, "figure")]
+    found = runs[
+        meant(runs, {"notebook": entry.notebook, "preset": entry.preset, "model": entry.model})
+    ]
+    found = found[found["method"].eq(entry.method)] if entry.method else found
+    if not len(found):
+        raise SkillStackError(f"no run of {entry.notebook} on {entry.preset}")
+    first = found.sort_values("seed", key=lambda s: s.ne(42), kind="stable")["run_id"].iloc[0]
+    run = read_run(placed("results/runs") / first)
+    drawn = entry.draw(run)
+    return drawn, run.caption(drawn)
+
+
+def figure_block(name: str, drawn: Drawn, caption: str, up: str) -> str:
+    """The picture, its caption and what it shows; up: the way to the repository's root."""
+    return f"{drawn.answer}\n\n![{drawn.alt}]({up}figures/{name}.png)\n\n*{caption}*"
+
+
+# ---------------------------------------------------------------------- pages
+
+
+def fill(text: str, blocks: Mapping[str, Callable[[str], str]]) -> str:
+    """The text with every block filled anew."""
+
+    def made(found: re.Match) -> str:
+        kind, name, line = found.groups()
+        return f"<!-- {kind}: {name} -->{line}{blocks[kind](name)}{line}<!-- end -->"
+
+    kinds = "|".join(blocks)
+    return re.sub(rf"<!-- ({kinds}): (\w+) -->(\n?).*?<!-- end -->", made, text, flags=re.S)
+
+
+def pages() -> list[Path]:
+    """The README, the results pages and their index."""
+    root = repo_root()
+    return [root / "README.md", *sorted((root / "results").glob("*.md"))]
+
+
+def with_pictures(path: Path, pictures: Mapping[str, bytes]) -> bytes:
+    """A notebook with the pictures that its texts name (``attachment:NAME.png``) inside it, so that
+    they are seen wherever it is opened."""
+    notebook = nbformat.read(path, 4)
+    for cell in notebook.cells:
+        names = re.findall(r"\(attachment:([\w.]+)\)", cell.source)
+        if cell.cell_type == "markdown" and names:
+            found = {name: pictures[f"figures/{name}"] for name in names}
+            coded = {name: base64.b64encode(content).decode() for name, content in found.items()}
+            cell["attachments"] = {name: {"image/png": text} for name, text in coded.items()}
+    return (nbformat.writes(notebook).rstrip("\n") + "\n").encode()
+
+
+def gallery_page(drawn: dict[str, tuple[Drawn, str]]) -> str:
+    """docs/gallery.md: every figure with question, answer and the page with its numbers."""
+    lines = [
+        "# Gallery",
+        "",
+        "Every figure of the suite, drawn by `make gallery` from the runs in ",
+    ]
+    lines[-1] += "`results/runs` in less than three minutes and without training. A page a topic "
+    lines[-1] += "has the numbers: [results](../results/README.md)."
+    for page, topic in TOPICS.items():
+        for name in topic.FIGURES:
+            entry = FIGURES[name]
+            where = (
+                f"[numbers](../results/{page}.md), [notebook](../notebooks/{entry.notebook}.ipynb)"
+            )
+            lines += [
+                "",
+                f"## {entry.question}",
+                "",
+                figure_block(name, *drawn[name], "../"),
+                "",
+                where,
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def notebooks_block(up: str, drawn: Mapping[str, tuple[Drawn, str]], runs: pd.DataFrame) -> str:
+    """A line for each notebook: its question and the answer of its first figure, measured minutes,
+    links."""
+    lines = ["| notebook | question | answer | minutes | |", "| --- | --- | --- | --- | --- |"]
+    for path in sorted((repo_root() / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        title = re.match(r"# \d+ · (.*)", nbformat.read(path, 4).cells[0].source).group(1)
+        cells = [f"[{path.stem[:2]}]({up}notebooks/{path.name}) {title}"]
+        links = [f"[{where}]({address})" for where, address in hosted(path).items()]
+        for page, topic in TOPICS.items():
+            names = [n for n, figure in topic.FIGURES.items() if figure.notebook == path.stem]
+            if names:
+                links.insert(0, f"[numbers]({up}results/{page}.md)")
+                question, answer = FIGURES[names[0]].question, drawn[names[0]][0].answer
+                cells += [question, answer, minutes(names[0], runs)]
+        cells += ["What is in a saved stack?", "", ""] if len(cells) == 1 else []
+        lines.append("| " + " | ".join([*cells, " · ".join(links)]) + " |")
+    return "\n".join(lines)
+
+
+def minutes(name: str, runs: pd.DataFrame) -> str:
+    """How long the notebook of a figure took: all its runs of one seed, the slowest seed."""
+    entry = FIGURES[name]
+    where = {"notebook": entry.notebook, "preset": entry.preset, "model": entry.model}
+    found = runs[meant(runs, where)][["run_id", "seed"]].drop_duplicates()
+    spent = [read_facts(placed("results/runs") / run)["seconds"] for run in found["run_id"]]
+    return f"{found.assign(spent=spent).groupby('seed')['spent'].sum().max() / 60:.0f}"
+
+
+def hosted(path: Path) -> dict[str, str]:
+    """Where a notebook can be opened on Colab and Kaggle; nothing while the suite's address, which
+    its setup cell holds, is not set."""
+    setup = nbformat.read(path, 4).cells[1].source
+    address = re.search(r'_REPOSITORY = "(?:https://github\.com/)?(.*?)(?:\.git)?"', setup).group(1)
+    where = f"{address}/blob/main/notebooks/{path.name}"
+    links = {
+        "Colab": f"https://colab.research.google.com/github/{where}",
+        "Kaggle": f"https://kaggle.com/kernels/welcome?src=https://github.com/{where}",
+    }
+    return links if address else {}
+
+
+def make() -> dict[str, bytes]:
+    """Every file that is made from the committed runs: path below the repository -> content."""
+    runs = load_runs()
+    drawn, made = {}, {}
+    for name in progress(FIGURES, "draw", "figure"):
+        one, caption = draw(name, runs)
+        drawn[name] = one, caption
+        made[f"figures/{name}.png"] = png(one.figure)
+    for path in pages():
+        up = "../" * (len(path.relative_to(repo_root()).parts) - 1)
+        blocks = {
+            "table": lambda name: table_block(name, runs),
+            "figure": lambda name, up=up: figure_block(name, *drawn[name], up),
+            "answer": lambda name: drawn[name][0].answer,
+            "notebooks": lambda _, up=up: notebooks_block(up, drawn, runs),
+            "output": lambda name: "```\n" + "\n".join(shown(committed(name), "…")) + "\n```",
+        }
+        text = fill(path.read_text(encoding="utf-8"), blocks)
+        made[str(path.relative_to(repo_root()))] = text.encode()
+    for path in sorted((repo_root() / "notebooks").glob("*.ipynb")):
+        made[f"notebooks/{path.name}"] = with_pictures(path, made)
+    made["docs/gallery.md"] = gallery_page(drawn).encode()
+    return made
+
+
+def gallery() -> str:
+    """Write every figure and page; says how many and how large."""
+    made = make()
+    (repo_root() / "figures").mkdir(exist_ok=True)
+    for stale in (repo_root() / "figures").glob("*.png"):
+        if f"figures/{stale.name}" not in made:
+            stale.unlink()
+    for name, content in made.items():
+        write_atomic(repo_root() / name, content)
+    pictures = [len(content) for name, content in made.items() if name.endswith(".png")]
+    size = f"{sum(pictures) / 1e6:.1f} MB"
+    return f"{len(pictures)} figures, {size}, and {len(made) - len(pictures)} pages and notebooks"
+
+
+# ---------------------------------------------------------------------- one folder
+
+
+def show(folder: Path) -> str:
+    """What the finished runs below a folder found, where their pictures are, and what is next."""
+    found = [path.parent for path in sorted(folder.glob("**/run.json"))]
+    found = [path for path in found if read_facts(path)["status"] == "finished"]
+    lines = [line for path in found for line in [*shown(path, str(path)), ""]]
+    return "\n".join(lines) if lines else f"no finished run below {folder}"
+
+
+def shown(folder: Path, place: str) -> list[str]:
+    """What one run found, in lines for a person."""
+    run = read_run(folder)
+    if run.method != "stack":
+        return [
+            run.id,
+            *(read_json(folder / "answers.json") if (folder / "answers.json").exists() else []),
+        ]
+    pictures = [f"{place}/{name}.png" for name in ("tasks", "matrix", "confusion")]
+    return [
+        *streams.told(run),
+        "",
+        *(f"picture   {picture}" for picture in pictures),
+        "next      make inspect: look into this stack in a browser, and ask it your own texts",
+    ]
+
+
+def committed(preset: str) -> Path:
+    """The run of notebook 01 on a preset with minilm that is in the repository."""
+    (path,) = placed("results/runs").glob(f"01_train_stack-{preset}-minilm-stack-s42-*")
+    return path

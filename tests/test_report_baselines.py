@@ -1,0 +1,320 @@
+"""Tables and figures of the baselines, by hand and from the committed runs."""
+
+import re
+import sys
+from types import SimpleNamespace
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from skillstack_helpers import SkillStackError
+from skillstack_helpers.lab import plotting
+from skillstack_helpers.lab.runs import COLUMNS, load_runs, placed, read_run
+
+sys.path.insert(0, str(ROOT / "results"))
+from report import base, baselines
+
+TOLD, ROUTED = "told − routed stack (pp)", "routed − routed stack (pp)"
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return load_runs(notebook="04_baselines")
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def method_rows(method, values, seed, preset="hard8"):
+    """Rows of notebooks 04 and 05: (metric, trained_through, eval_task) -> a fraction."""
+    row = dict.fromkeys(COLUMNS, "") | {"model": "minilm", "split": "eval", "n": 1}
+    row |= {"run_id": f"{preset}-{method}-{seed}", "seed": seed, "preset": preset}
+    row |= {"method": method, "unit": "fraction"}
+    keys = ("metric", "trained_through", "eval_task")
+    lines = [row | dict(zip(keys, k, strict=True)) | {"value": v} for k, v in values.items()]
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def baselines_of_two_seeds(copies=1):
+    """Two tasks; `copies` of each other's rows make enough pairs for an interval."""
+    tables = []
+    for seed in range(1, 1 + 2 * copies):
+        up = 0.1 * (seed % 2 == 0)
+        frames = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.7 + up}
+        frames |= {("acc", "", ""): 0.75, ("routed", "", ""): 0.6 + up}
+        frames |= {("routed", "", "a"): 0.5, ("routed", "", "b"): 0.7, ("bwt", "", ""): 0.0}
+        alone = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.5}
+        alone[("acc", "", "")] = 0.65
+        ewc = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.6}
+        ewc |= {("acc", "", ""): 0.5 + up, ("bwt", "", ""): -0.2, ("final", "", "a"): 0.4}
+        ewc |= {("final", "", "b"): 0.6, ("routed", "", "a"): 0.4, ("routed", "", "b"): 0.5}
+        joint = {("accuracy", "b", "b"): 0.9, ("acc", "", ""): 0.8}  # a last row only
+        named = {"frames": frames, "independent": alone, "ewc": ewc, "joint": joint}
+        for method, values in named.items():
+            tables.append(method_rows(method, values, seed))
+    return pd.concat(tables)
+
+
+# ------------------------------------------------------------------ tables by hand
+
+
+def test_accuracy_table_by_hand():
+    numbers = baselines_of_two_seeds()
+    search = method_rows("search", {("validation", "", ""): 0.5}, 1)  # no method to be shown
+    table = baselines.accuracy_table(pd.concat([numbers, search]), "hard8")
+    ours = table.loc["measured here"]
+    assert list(ours.index) == ["frames", "joint", "independent", "ewc"]
+    assert ours.loc["joint", "FWT (pp)"] == "" and ours.loc["joint", "BWT (pp)"] == ""
+    assert ours.loc["frames", "routed (%)"] == "65.0 ± 7.1"  # 60 and 70
+    assert ours.loc["ewc", "told the task (%)"] == "55.0 ± 7.1"
+    assert ours.loc["ewc", "BWT (pp)"] == "-20.0 ± 0.0"
+    # transfer: right after learning b, minus the independent adapter on b; a is the first task
+    assert ours.loc["frames", "FWT (pp)"] == "25.0 ± 7.1"
+    assert ours.loc["ewc", "FWT (pp)"] == "10.0 ± 0.0"
+    assert table.columns.name == (
+        "differences [95 % bootstrap interval over seeds and tasks]; "
+        "mean ± standard deviation of 2 seeds"
+    )
+    published = table.loc["published: Llama-3.2-1B, seed 42"]
+    assert published.loc["ewc", "told the task (%)"] == "57.9"
+    assert published.loc["ewc", "BWT (pp)"] == "-27.5"
+    assert published.loc["frames", "routed (%)"] == "83.2"
+    joint = table.loc[("published: Llama-3.2, four runs, mean", "joint")]
+    assert joint["told the task (%)"] == "77.8"
+    assert not table.isna().any().any()
+
+
+def test_differences_are_paired_over_seeds_and_tasks():
+    table = baselines.accuracy_table(baselines_of_two_seeds(copies=2), "hard8")
+    ours = table.loc["measured here"]
+    # told the task 0.4 - 0.5 and 0.6 - 0.7; routed 0.4 - 0.5 and 0.5 - 0.7
+    assert ours.loc["ewc", TOLD] == "-10.0 [-10.0, -10.0]"
+    low, high = map(float, re.search(r"^-15\.0 \[(.+), (.+)\]", ours.loc["ewc", ROUTED]).groups())
+    assert -20 < low < -15 < high < -10
+    assert ours.loc["frames", ROUTED] == ""
+    few = baselines.accuracy_table(baselines_of_two_seeds(), "hard8").loc["measured here"]
+    assert few.loc["ewc", ROUTED] == "-15.0"  # four pairs make no interval
+
+
+def test_cost_table_by_hand():
+    sizes = method_rows("ewc", {("stored_bytes", "", ""): 2.5e6}, 1).assign(unit="bytes")
+    trained = method_rows("ewc", {("trained_parameters", "", ""): 5e5}, 1).assign(unit="count")
+    spent = method_rows("ewc", {("learning_seconds", "", ""): 61.4}, 1).assign(unit="s")
+    table = baselines.cost_table(pd.concat([sizes, trained, spent]))
+    assert table.loc["ewc"].tolist() == ["0.50", "2.5", "61"]
+
+
+def test_order_tables_by_hand():
+    assert baselines.orders(baselines_of_two_seeds()) == []  # hard8 is no other stream
+    runs = [
+        method_rows("olora", {("acc", "", ""): value}, 42, f"standard4_order{i}")
+        for i, value in ((1, 0.4), (2, 0.5), (3, 0.9))
+    ]
+    for preset, value in (("hard5", 0.7), ("hard5_reversed", 0.8)):
+        runs.append(method_rows("frames", {("routed", "", ""): value}, 42, preset))
+    probe, standard = baselines.orders(pd.concat(runs))
+    assert standard.loc[("measured here", "olora"), "mean, told the task (%)"] == "60.0"
+    assert standard.loc[("measured here", "olora"), "order 3 (%)"] == "90.0"
+    published = standard["mean, told the task (%)"].droplevel("who")
+    assert published["pslora"] == "79.6" and published["independent"] == "70.0"
+    assert probe["reversed, routed (%)"].tolist() == ["80.0", "89.2"]
+    (two,) = baselines.orders(pd.concat(runs[:2]))  # the mean wants all three orders
+    assert two.loc[("measured here", "olora"), "mean, told the task (%)"] == ""
+
+
+def test_the_probe_and_the_orders_may_have_a_budget_each_but_not_one_order():
+    runs = [
+        method_rows("olora", {("acc", "", ""): 0.5}, 42, preset).assign(budget=budget)
+        for preset, budget in (
+            ("hard5", "n_train 48"),
+            ("standard4_order1", "n_train 8"),
+            ("standard4_order2", "n_train 16"),
+        )
+    ]
+    assert len(baselines.orders(pd.concat(runs[:2]))) == 2
+    with pytest.raises(SkillStackError, match="one budget, got n_train 8 and n_train 16"):
+        baselines.orders(pd.concat(runs))
+
+
+@pytest.mark.parametrize("column", ["model", "budget", "run"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda numbers: baselines.accuracy_table(numbers, "hard8"),
+        lambda numbers: base.with_ends(numbers, ["method"], {"told": "acc"}),
+    ],
+)
+def test_two_models_two_budgets_and_two_runs_of_a_seed_are_never_averaged(make, column):
+    numbers = baselines_of_two_seeds().assign(budget="lr None, n_eval 16")
+    second = numbers.assign(run_id=numbers["run_id"] + "b", value=0.0)
+    other = {"model": {"model": "Llama"}, "budget": {"budget": "lr None, n_eval 64"}, "run": {}}
+    make(numbers)
+    words = {"model": "minilm and Llama", "budget": "n_eval 16 and n_eval 64"}
+    with pytest.raises(SkillStackError, match=words.get(column, "one run of a seed, got")):
+        make(pd.concat([numbers, second.assign(**other[column])]))
+
+
+# ------------------------------------------------------------------ figures by hand
+
+
+def run_of(numbers, preset="two_task", **files):
+    """What a figure is drawn from: the run of the saved frames, with those that are alike."""
+    config = SimpleNamespace(preset=preset, n_router=256)
+    return SimpleNamespace(alike=lambda: numbers, config=config, read=lambda name: files[name[:-4]])
+
+
+def two_methods(frames, other, method="ewc", seeds=(1, 2, 3, 4)):
+    """Saved frames and another method on two tasks: told the task and routed are the same."""
+    tables = []
+    for seed in seeds:
+        for name, value in (("frames", frames), (method, other)):
+            values = {("acc", "", ""): value, ("routed", "", ""): value}
+            for task in ("imdb", "agnews"):
+                values |= {("final", "", task): value, ("routed", "", task): value}
+                values[("accuracy", "agnews", task)] = value
+            values[("accuracy", "imdb", "imdb")] = value
+            tables.append(method_rows(name, values, seed, "two_task"))
+    return pd.concat(tables)
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize(
+    "frames, other, words",
+    [
+        (0.6, 0.7, "60.0 % correctly. With the same router, ahead of it: EWC (70.0)."),
+        (0.6, 0.4, "60.0 % correctly. With the same router, ahead of it: none; furthest behind: "),
+    ],
+)
+def test_the_methods_figure_says_who_is_ahead(frames, other, words):
+    drawn = baselines.methods(run_of(two_methods(frames, other)))
+    assert words in drawn.answer and drawn.seeds == [1, 2, 3, 4]
+    assert legend(drawn.figure) == ["routed stack", "told the task", "routed"]
+    labels = [t.get_text() for t in drawn.figure.get_yticklabels()]
+    assert labels == ["EWC", "saved frames"][:: 1 if other > frames else -1]
+    start = drawn.figure.get_xlim()[0]
+    assert f"starts at {start:.0f}" in drawn.figure.get_xlabel() and start <= 100 * other
+
+
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        (0.7, "With the same router, ahead of the routed stack: EWC (+10.0); not to be told"),
+        (0.6, "not to be told from it: EWC (+0.0); behind it: 0 of 1."),
+        (0.5, "ahead of the routed stack: none; not to be told from it: none; behind it: 1 of 1."),
+    ],
+)
+def test_the_differences_figure_says_which_intervals_leave_zero_out(other, words):
+    drawn = baselines.differences(run_of(two_methods(0.6, other)))
+    assert words in drawn.answer
+    assert "mean over 8 pairs" in drawn.figure.get_xlabel()
+
+
+def test_the_differences_of_few_pairs_are_told_from_nothing():
+    drawn = baselines.differences(run_of(two_methods(0.6, 0.9, seeds=(1,))))
+    assert "not to be told from it: EWC (+30.0)" in drawn.answer
+
+
+def test_the_stream_figure_shows_equal_lines_and_names_those_without_one():
+    numbers = two_methods(0.6, 0.6)
+    joint = two_methods(0.6, 0.9, "joint").query("method == 'joint' and trained_through != 'imdb'")
+    drawn = baselines.stream(run_of(pd.concat([numbers, joint])))
+    lines = drawn.figure.lines
+    assert [line.get_label() for line in lines] == ["saved frames", "EWC"]
+    assert lines[0].get_linestyle() != lines[1].get_linestyle()  # one does not hide the other
+    assert "No line: joint training" in drawn.look
+    assert "between 60.0 % (" in drawn.answer
+
+
+def test_the_search_figure_marks_what_was_chosen_and_says_where_the_grid_ends():
+    table = [("ewc", 1.0, 0.6, 0.5), ("ewc", 10.0, 0.6, 0.7), ("ewc", 100.0, 0.5, 0.5)]
+    table += [("olora", 0.5, 0.6, 0.6), ("olora", 5.0, 0.6, 0.5)]
+    table = pd.DataFrame(table, columns=["method", "strength", "learned", "final"])
+    drawn = baselines.search(run_of(None, search=table))
+    assert "EWC is best at a strength of 10 (70.0 % at the end of the stream)." in drawn.answer
+    assert "O-LoRA is best at a strength of 0.5 (60.0 %" in drawn.answer
+    assert drawn.answer.count("at the edge") == 1
+    one, other = drawn.figure.axes
+    chosen = [
+        [li.get_xdata()[0] for li in ax.lines if li.get_label() == "chosen"] for ax in (one, other)
+    ]
+    assert chosen == [[10.0], [0.5]]
+    assert (
+        "two_task" in drawn.figure.get_suptitle() and "128 routing" in drawn.figure.get_suptitle()
+    )
+
+
+def test_the_tasks_figure_sets_the_routers_cost_beside_forgetting():
+    numbers = two_methods(0.8, 0.5, "sequential")
+    here = numbers["metric"].eq("routed") & numbers["eval_task"].eq("agnews")
+    numbers.loc[here & numbers["method"].eq("frames"), "value"] = 0.7
+    here = numbers["metric"].eq("final") & numbers["eval_task"].eq("imdb")
+    numbers.loc[here & numbers["method"].eq("sequential"), "value"] = 0.2
+    drawn = baselines.tasks(run_of(numbers))
+    assert "the router costs most on agnews (-10.0 points)" in drawn.answer
+    assert "forgetting on imdb (-60.0)" in drawn.answer
+    ax = drawn.figure
+    rows = [t.get_text() for t in ax.get_yticklabels()]
+    assert rows == ["routed stack", "saved frames", "latest adapter", "chance"]
+    assert [t.get_text() for t in ax.texts[:3]] == ["80.0", "70.0", "75.0"]
+    assert [t.get_text() for t in ax.texts[-3:]] == ["50.0", "25.0", "37.5"]
+
+
+def test_the_cost_figure_adds_the_router_to_all_that_need_it():
+    tables = []
+    for method, size in (("frames", 4e6), ("tfidf_union", 9e6), ("sequential", 1e6)):
+        values = {("stored_bytes", "", ""): size}
+        values |= {("router_bytes", "", ""): 6e6} if method == "frames" else {}
+        tables.append(method_rows(method, values, 1, "two_task").assign(unit="bytes"))
+    drawn = baselines.cost(run_of(pd.concat(tables)))
+    assert "saved frames take 4.0 MB and their router 6.0 MB" in drawn.answer
+    assert "least: latest adapter (1.0 MB); most: TF-IDF, all labels (9.0 MB)" in drawn.answer
+    sums = {t.get_text() for t in drawn.figure.texts}
+    assert sums == {"4.0 + 6.0", "1.0 + 6.0", "9.0"}
+
+
+# ------------------------------------------------------------------ from the committed runs
+
+
+@pytest.mark.parametrize("name", baselines.TABLES)
+def test_tables_of_the_committed_runs_have_at_most_eight_columns(name, committed):
+    entry = baselines.TABLES[name]
+    found = committed[base.meant(committed, {"preset": entry.preset, "model": entry.model})]
+    table = entry.make(found)
+    who = "who" in table.index.names
+    ours = table.loc["measured here"] if who else table
+    assert len(ours) and ours.index.nlevels + ours.shape[1] <= 8
+
+
+def test_the_routed_stack_of_the_committed_table_is_the_mean_of_its_runs(committed):
+    found = committed[committed["preset"].eq("hard8")]
+    table = baselines.accuracy_table(found, "hard8").loc["measured here"]
+    stack = found[found["method"].eq("frames") & found["metric"].eq("routed")]
+    stack = stack.loc[stack["eval_task"].eq(""), "value"]
+    assert len(stack) == 3
+    assert table.loc["frames", "routed (%)"].startswith(f"{100 * stack.mean():.1f} ")
+
+
+@pytest.mark.parametrize("name", baselines.FIGURES)
+def test_figures_of_the_committed_runs_have_titles_and_their_numbers(name, committed):
+    entry = baselines.FIGURES[name]
+    pattern = f"04_baselines-{entry.preset}-{entry.model}-{entry.method}-s42-*"
+    (folder,) = placed("results/runs").glob(pattern)
+    drawn = entry.draw(read_run(folder))
+    figure = getattr(drawn.figure, "figure", drawn.figure)
+    assert figure.get_size_inches()[0] <= plotting.WIDEST
+    assert any(ax.get_title("left") for ax in figure.axes)
+    assert len(drawn.seeds) == (0 if name == "baselines_search" else 3)
+    assert re.search(r"\d\.\d", drawn.answer) and not re.search(r"\d", drawn.alt)
+    assert "nan" not in drawn.answer
