@@ -25,7 +25,8 @@ demo: .venv/.installed
 	@mkdir -p $(DEMO)
 	@echo "Training a stack on four small tasks, a line each (notebooks/01_train_stack.ipynb) ..."
 	@set -o pipefail; $(BIN)/papermill notebooks/01_train_stack.ipynb $(DEMO)/01_train_stack.ipynb \
-		-p preset demo4 -p model minilm -p output_dir $(DEMO) \
+		-p preset demo4 -p model minilm -p n_train 64 -p epochs 5 -p max_length 48 \
+		-p output_dir $(DEMO) \
 		--no-progress-bar --log-level ERROR --stdout-file - 2>&1 | sed -u "/Kernel is running over TCP/d"
 	@echo; $(BIN)/python results/report show $(DEMO)
 

@@ -190,15 +190,6 @@ def test_router_table_pairs_the_seeds():
     assert table.loc["hybrid_svm", "right frame, all texts"] == "85.0 [80.0, 90.0]"
 
 
-def method_rows(method, values, seed, preset="hard8"):
-    """Rows of notebooks 04 and 05: (metric, trained_through, eval_task) -> a fraction."""
-    parts = [
-        rows(method, metric, [value], trained_through=through, eval_task=task)
-        for (metric, through, task), value in values.items()
-    ]
-    return pd.concat(parts).assign(run_id=f"{preset}-{method}-{seed}", seed=seed, preset=preset)
-
-
 def compression_rows():
     tables = []
     whole = {"frames": (8, 4), "total_bytes": (200, 100), "adapter_bytes": (160, 80)}

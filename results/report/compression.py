@@ -411,7 +411,8 @@ def boundary(run: Run) -> Drawn:
     alt = "A line for each frame that is left: points lost without it, on its own task and on the "
     alt += "mean over tasks, compared by label name and by label position, beside published losses."
     look = "The anchor takes its whole family with it. By position, a frame with other labels is "
-    look += "correct by luck; the published numbers look like that. Bars: lowest and highest seed."
+    look += "correct by luck, and so the published losses seem to be counted. "
+    look += "Bars: lowest and highest seed."
     return Drawn(axes[0].figure, answer, alt, look, metrics["seed"].unique().tolist())
 
 
@@ -444,11 +445,11 @@ def family(run: Run) -> Drawn:
     other.set(xlabel="frame that steps in", ylabel="frame removed")
     means = percent.mean(axis=1)
     heirs = shares.idxmax(axis=1)
-    pairs = [f"of {gone} to {heir}" for gone, heir in heirs.items()]
+    pairs = [f"from {gone} to {heir}" for gone, heir in heirs.items()]
     answer = (
         f"On the {len(table)} tasks of the family, the frame {means.idxmax()} is best "
         f"({means.max():.0f} % on average) and {means.idxmin()} is worst ({means.min():.0f} %). "
-        f"Once its frame is removed, most texts go: {listed(pairs)}."
+        f"Once its frame is removed, a text goes most often {listed(pairs)}."
     )
     alt = "Two heat maps. Left the accuracy of each frame of the family on each task of the "
     alt += "family; right, for each frame removed, the share of its task's texts each other gets."
@@ -458,11 +459,10 @@ def family(run: Run) -> Drawn:
 
 
 def _mean(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """The mean of tables cell by cell; what is in none of the cells of a table counts as 0."""
+    """The mean of tables cell by cell; a cell that a table does not have counts as 0."""
     rows, columns = tables[0].index, list(dict.fromkeys(c for table in tables for c in table))
-    return sum(table.reindex(index=rows, columns=columns).fillna(0) for table in tables) / len(
-        tables
-    )
+    alike = [table.reindex(index=rows, columns=columns).fillna(0) for table in tables]
+    return sum(alike) / len(alike)
 
 
 def rule(run: Run) -> Drawn:
@@ -482,11 +482,10 @@ def rule(run: Run) -> Drawn:
         ax.axvline(bound, color="black", ls=":", zorder=0, label=f"bound: {bound:g}")
         plotting.titled(ax, f"The rule, {each}")
         done = part[part["kind"].ne("keep")]
-        sentence = f"{each.capitalize()}, {len(done)} of {len(part)} changes pass"
+        sentence = f"{each.capitalize()}, {len(done)} changes are made and {len(part) - len(done)} "
+        sentence += "refused"
         for most in done["upper_pp"][-1:]:
-            sentence += (
-                f"; after the last, the loss is at most {most:z.1f} points on held-back rows "
-            )
+            sentence += f"; after the last, at most {most:z.1f} points are lost on held-back rows "
             sentence += f"(95 %), and on evaluation rows the accuracy changes by {-lost:+z.1f}"
         sentences.append(sentence + ".")
     axes[-1].set_xlabel("points of routed accuracy lost so far (negative: won)")
@@ -495,7 +494,8 @@ def rule(run: Run) -> Drawn:
     alt = "A bar for each change that the rule tried: the loss on held-back rows, a line up to its "
     alt += "upper 95 % limit, and a dotted line at the bound; below, the loss on evaluation rows."
     look = "A change is made where the line ends left of the dotted one. Losses are against the "
-    look += "stack before any decision, mean over the tasks so far, all changes made together."
+    look += "stack before any decision, mean over the tasks so far, all changes made together. Of "
+    look += "what was refused, the last attempt for each frame is shown."
     return Drawn(axes[0].figure, answer, alt, look)
 
 
@@ -524,17 +524,17 @@ def _decisions(ax: Axes, part: pd.DataFrame, lost: float) -> None:
 
 def told(run: Run) -> list[str]:
     """What a run of notebook 06 found beside its figures, in a sentence or two."""
+    decisions = run.read("decisions.csv")
     found = run.metrics[run.metrics["metric"].eq("logits_bit_equal")]
-    same = [f"{row.value * row.n:.0f} of {row.n}" for row in found.itertuples()]
-    same = [
-        f"Frames that the rule left alone have the same logits, to the last bit: {n}." for n in same
+    lines = [
+        f"{row.value * row.n:.0f} of {row.n} frames that the rule left alone have the same logits, "
+        "to the last bit."
+        for row in found.itertuples()
     ]
-    if len(tried(run.read("decisions.csv"))):
-        return same
-    return [
-        *same,
-        "The rule changed nothing: no two frames that it could try have the same labels.",
-    ]
+    if decisions["kind"].eq("keep").all():
+        why = listed(decisions["reason"].dropna().unique()) if "reason" in decisions else "none"
+        lines.append(f"The rule changed nothing: {why}.")
+    return lines
 
 
 _MIXED8, _HARD5 = ("06_compression", "mixed8", "minilm"), ("06_compression", "hard5", "minilm")
