@@ -28,19 +28,17 @@ demo: .venv/.installed
 		-p preset demo4 -p model minilm -p n_train 64 -p epochs 5 -p max_length 48 \
 		-p output_dir $(DEMO) \
 		--no-progress-bar --log-level ERROR --stdout-file - 2>&1 | sed -u "/Kernel is running over TCP/d"
+	@$(BIN)/python -c "from skillstack_helpers.lab import experiment as e; \
+		folder = e.newest_stack('$(abspath $(DEMO))'); \
+		e.stack_routers(e.open_stack(folder), folder, more=['centroid', 'scaffold_blind'])" # to inspect
 	@echo; $(BIN)/python results/report show $(DEMO)
 
-# The notebook with its parameters, served on loopback; Voilà prints the address.
+# A page of its own; the stack that was saved last below $(DEMO), which is trained if there is none.
 inspect: .venv/.installed
 	@ls $(DEMO)/*/stack/stack.json >/dev/null 2>&1 || $(MAKE) demo
-	@ls $(DEMO)/*/stack/routers/*/router.json >/dev/null 2>&1 || $(BIN)/python -c \
-		"from skillstack_helpers.lab import experiment as e; f = e.newest_stack('$(abspath $(DEMO))'); \
-		e.stack_routers(e.open_stack(f), f)"
-	$(BIN)/papermill --prepare-only --log-level WARNING notebooks/11_inspect_frames.ipynb \
-		$(DEMO)/11_inspect_frames.ipynb -p output_dir $(abspath $(DEMO))
-	$(BIN)/voila $(DEMO)/11_inspect_frames.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser
+	@$(BIN)/python -m skillstack_helpers.lab.widgets $(DEMO) --port $(PORT)
 
-# The README's first picture, by the browser test on the demo stack.
+# The README's picture of it, by the browser test on the demo stack.
 picture: .venv/.installed
 	SKILLSTACK_DEMO=$(abspath $(DEMO)) $(BIN)/python -m pytest tests/test_browser.py -k api
 

@@ -46,6 +46,13 @@ def test_a_table_has_readable_names_and_does_not_wrap(monkeypatch):
     assert "nowrap" in page and shown[1].data == "*mean [range of 2 seeds]*"
 
 
+def test_a_table_with_columns_of_two_levels_is_shown(monkeypatch):
+    shown = outputs(monkeypatch)
+    columns = pd.MultiIndex.from_tuples([("measured here", "minilm")], names=["who", "model"])
+    display.show_table(pd.DataFrame([[80.25]], ["acc"], columns))
+    assert "measured here" in shown[0].to_html() and len(shown) == 1
+
+
 def test_markdown_tables_round_and_leave_missing_cells_empty():
     table = pd.DataFrame({"a (%)": [80.25, None], "depth": [2.005, 3.0], "n": ["1", 2]}, ["x", "y"])
     lines = display.markdown_table(table.rename_axis("who")).splitlines()

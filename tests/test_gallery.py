@@ -58,13 +58,15 @@ def made():
     def look(figure):
         figure = getattr(figure, "figure", figure)
         figure.canvas.draw()
+        ticks = {label for ax in figure.axes for label in unseen(ax)}
         texts = [t for t in figure.findobj(matplotlib.text.Text) if t.get_text().strip()]
+        texts = [t for t in texts if t.get_visible() and t not in ticks]
         facts[len(facts)] = {
             "size": figure.get_size_inches(),
-            "fonts": {t.get_fontsize() for t in texts if t.get_visible()},
+            "fonts": {t.get_fontsize() for t in texts},
             "titles": [ax.get_title(loc) for ax in figure.axes for loc in ("left", "center")],
             "series": [series(ax) for ax in figure.axes],
-            "cut": [t.get_text() for t in texts if t.get_visible() and outside(t, figure)],
+            "cut": [t.get_text() for t in texts if outside(t, figure)],
         }
         return display.png(figure)
 
@@ -72,6 +74,15 @@ def made():
         patch.setattr(pages, "png", look)
         files = pages.make()
     return files, dict(zip(pages.FIGURES, facts.values(), strict=True))
+
+
+def unseen(ax):
+    """Labels of ticks beyond the ends of their axis, which are never drawn."""
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if not low - 1e-9 <= tick.get_loc() <= high + 1e-9:
+                yield tick.label1
 
 
 def outside(text, figure) -> bool:

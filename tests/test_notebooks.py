@@ -19,7 +19,7 @@ from skillstack_helpers.lab import runs
 from skillstack_helpers.lab.parameters import METHODS, ROUTERS
 
 sys.path.insert(0, str(ROOT / "results"))
-from report import baselines, streams
+from report import baselines, generation, streams
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -215,7 +215,7 @@ def test_compression_notebook_shrinks_and_decides(tmp_path, model_dirs, data_dir
     assert done.returncode == 0, done.stderr[-3000:]
     for seed in (42, 7):
         run = the_run(tmp_path, seed)
-        assert len(list(run.glob("*.png"))) == 4 and not (run / "variants").exists()
+        assert len(list(run.glob("*.png"))) == 5 and not (run / "variants").exists()
         assert (run / "compressed" / "stack.json").exists()
         metrics = runs.read_metrics(run / "metrics.csv")
         assert not metrics["value"].isna().any()
@@ -225,6 +225,8 @@ def test_compression_notebook_shrinks_and_decides(tmp_path, model_dirs, data_dir
         size = metrics[metrics["metric"].eq("total_bytes")].set_index("split")["value"]
         assert (size.drop("full") < size["full"]).all()
     assert "is back, its logits bit-equal: True" in printed(tmp_path)
+    assert figures(tmp_path) == 2 * 5
+    assert "frames that the rule left alone have the same logits" in said(tmp_path)
     # tasks without a sibling: nothing to merge, and nothing breaks
     other = tmp_path / "other"
     other.mkdir()
@@ -232,6 +234,8 @@ def test_compression_notebook_shrinks_and_decides(tmp_path, model_dirs, data_dir
     assert done.returncode == 0, done.stderr[-3000:]
     kept = pd.read_csv(the_run(other) / "decisions.csv")
     assert set(kept["kind"]) == {"keep"}
+    assert "The rule changed nothing: no other frame has these labels." in said(other)
+    assert figures(other) == 2
 
 
 def test_generalization_notebook_asks_unseen_tasks(tmp_path, model_dirs, data_dir):
@@ -249,24 +253,34 @@ def test_generalization_notebook_asks_unseen_tasks(tmp_path, model_dirs, data_di
         assert means["oracle"] >= means.max()
         routes = pd.read_csv(run / "routes.csv", index_col=0)
         assert (routes.sum(axis=1) - 1).abs().max() < 1e-9
+        answers = json.loads((run / "answers.json").read_text())
+        assert len(answers) == 4 and "the router gives away" in answers[-1]
+        assert all(answer in said(tmp_path) for answer in answers)
+    assert figures(tmp_path) == 2 * 3
+    assert "best frame per task" in shown_tables(tmp_path)
 
 
 def test_generative_notebook_writes_and_remembers(tmp_path, decoders, data_dir):
-    given = {"model": str(decoders["llama"]), "lora_r": 4, "max_length": 60, "lr": 0.01}
+    given = {"model": str(decoders["llama"]), "lora_r": 4, "max_length": 56, "lr": 0.01}
     done = papermill("08_generative_probe", tmp_path, data_dir=data_dir, twice=True, **given)
     assert done.returncode == 0, done.stderr[-3000:]
     for seed in (42, 7):
         run = the_run(tmp_path, seed)
-        assert len(list(run.glob("*.png"))) == 3
+        assert len(list(run.glob("*.png"))) == 4
         metrics = runs.read_metrics(run / "metrics.csv")
         assert not metrics["value"].isna().any()
         assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
         memory = pd.read_csv(run / "memory.csv")
         assert set(memory["shown"]) == {"nothing", "right memory", "wrong memory", "random"}
         assert len(memory) == 2 * 4 * (4 * 4 + 8)  # who, shown, half of the rows of five tasks
-        table = report.generative_table(metrics)
-        assert table.loc[("published", "2 seeds"), "routed stack"] == "75.8"
-        assert table.loc[("measured here", str(seed)), "router accuracy"]
+        table = generation.generative_table(metrics)
+        assert table.loc[("published", "2 seeds"), "routed stack (%)"] == "75.8"
+        assert table.loc[("measured here", str(seed)), "right frame (%)"]
+        answers = json.loads((run / "answers.json").read_text())
+        assert len(answers) == 5 and "label word" in answers[-1]
+        assert all(answer in said(tmp_path) for answer in answers)
+    assert figures(tmp_path) == 2 * 4
+    assert "memory of the right frame" in shown_tables(tmp_path)
 
 
 @pytest.mark.parametrize(

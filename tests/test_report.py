@@ -77,9 +77,6 @@ TABLES = {
     report.probe_table: lambda: rows(
         "probe", "router_accuracy", [0.5], router="hybrid_svm", split="as streamed: normal"
     ),
-    report.compression_table: lambda: compression_rows(),
-    report.boundary_table: lambda: compression_rows(),
-    report.shrink_table: lambda: compression_rows(),
     report.generative_table: lambda: generative_rows(),
     report.written_table: lambda: generative_rows(),
     report.memory_table: lambda: generative_rows(),
@@ -188,72 +185,6 @@ def test_router_table_pairs_the_seeds():
     assert list(table.index) == ["scaffold_blind", "hybrid_svm"]
     assert table.loc["scaffold_blind", "against hybrid_svm"] == "10.0 [10.0, 10.0]"
     assert table.loc["hybrid_svm", "right frame, all texts"] == "85.0 [80.0, 90.0]"
-
-
-def compression_rows():
-    tables = []
-    whole = {"frames": (8, 4), "total_bytes": (200, 100), "adapter_bytes": (160, 80)}
-    whole |= {"adapters": (8, 4), "routed": (0.75, 0.76)}
-    units = {"frames": "frames", "adapters": "adapters"}
-    units |= {"total_bytes": "bytes", "adapter_bytes": "bytes"}
-    tasks = {"imdb": (0.7, 0.9), "agnews": (0.8, 0.62)}
-    for seed, up in ((42, 0.0), (123, 0.02)):
-        same = {"seed": seed, "run_id": f"r{seed}", "preset": "mixed8"}
-        for k, split in enumerate(("full", "published anchor", "rule: online")):
-            values = {metric: pair[min(k, 1)] for metric, pair in whole.items()}
-            values["routed"] += up * k
-            found = [("", metric, value) for metric, value in values.items()]
-            found += [(task, "routed", pair[min(k, 1)]) for task, pair in tasks.items()]
-            for task, metric, value in found:
-                columns = {"split": split, "eval_task": task, "unit": units.get(metric, "fraction")}
-                tables.append(rows("compression", metric, [value], **columns, **same))
-        for metric, value in (("loss", 0.1), ("task_loss", 0.4), ("loss_by_id", 0.05)):
-            columns = {"split": "anchor without qqp", **same}
-            tables.append(rows("compression", metric, [value + up], **columns))
-    return pd.concat(tables)
-
-
-def test_compression_table_by_hand():
-    table = report.compression_table(compression_rows())
-    ours = table.loc["measured here, one anchor (sst2)"]
-    assert ours.loc["42"].tolist() == ["8", "75.0", "4", "76.0", "-50.0", "+1.0"]
-    assert ours.loc["mean"].tolist() == [""] * 5 + ["+2.0 [+1.0, +3.0]"]
-    theirs = table.loc["published, one anchor (sst2)"]
-    assert theirs.loc["123"].tolist() == ["8", "80.8", "4", "82.2", "-50.0", "+1.5"]
-    assert list(dict.fromkeys(table.index.get_level_values("who"))) == [
-        "published, one anchor (sst2)",
-        "measured here, one anchor (sst2)",
-        "measured here, the rule, online",
-    ]
-    assert table.columns.name == "mean [range of 2 seeds]"
-
-
-def test_boundary_table_by_hand():
-    (row,) = report.boundary_table(compression_rows()).to_dict("records")
-    assert row["published: lost, overall"] == "0.4, 2.0"
-    assert row["published: lost, own rows"] == "18.8, 27.3"
-    assert row["lost overall"] == "11.0 [10.0, 12.0]"
-    assert row["lost on its own rows"] == "41.0 [40.0, 42.0]"
-    without = compression_rows()
-    without = without[~without["split"].str.startswith("anchor")]
-    assert not len(report.boundary_table(without))
-
-
-def test_shrink_tables_by_hand():
-    shrunk = report.shrink_table(compression_rows())
-    anchor = shrunk.loc["published anchor"]
-    assert anchor["bytes"] == 0.5 and anchor["change"] == pytest.approx(0.02)
-    assert [anchor["low"], anchor["high"]] == pytest.approx([0.01, 0.03])
-    assert anchor["worst"] == pytest.approx(-0.18) and anchor["seeds"] == 2
-    assert list(shrunk.index) == ["full", "published anchor", "rule: online"]
-    cells = report.shrink_cells(shrunk)
-    assert cells.loc["published anchor", "bytes on disk (%)"] == "50.0"
-    assert cells.loc["published anchor", "change (pp)"] == "+2.0 [+1.0, +3.0]"
-    assert cells.loc["published anchor", "worst task (pp)"] == "-18.0"
-    assert cells.columns.name == "mean [range of 2 seeds]"
-    one = compression_rows()
-    one = report.shrink_cells(report.shrink_table(one[one["seed"].eq(42)]))
-    assert one.loc["published anchor", "change (pp)"] == "+1.0" and one.columns.name is None
 
 
 def generalization_rows():

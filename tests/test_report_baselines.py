@@ -200,7 +200,7 @@ def legend(ax):
 def test_the_methods_figure_says_who_is_ahead(frames, other, words):
     drawn = baselines.methods(run_of(two_methods(frames, other)))
     assert words in drawn.answer and drawn.seeds == [1, 2, 3, 4]
-    assert legend(drawn.figure) == ["routed stack", "told the task", "routed"]
+    assert legend(drawn.figure) == ["routed stack", "told the task", "told nothing: routed"]
     labels = [t.get_text() for t in drawn.figure.get_yticklabels()]
     assert labels == ["EWC", "saved frames"][:: 1 if other > frames else -1]
     start = drawn.figure.get_xlim()[0]

@@ -130,7 +130,7 @@ def test_the_walk_is_the_routers_own(routers, stream):
         else:
             assert sorted(steps) == ["answers", "compared", "compared"]
     strict = routers["hybrid_chain"].set_params(threshold=99.0)
-    assert set(views.walk_table(strict, text)["step"]) == {"passed", "answers (fallback)"}
+    assert set(views.walk_table(strict, text)["step"]) == {"below threshold", "answers (fallback)"}
 
 
 def test_one_text_asked_of_every_frame(stack, stream):

@@ -29,28 +29,83 @@ def shown(box) -> str:
     return "".join(html.value for html in below(box, "HTML"))
 
 
+def said(app) -> str:
+    """The lines of all tabs."""
+    return "".join(line.value for line in app.messages.values())
+
+
+def pictures(box) -> int:
+    return shown(box).count("<img alt=")
+
+
 def test_the_inspector_answers_as_the_api_does(app, stack, routers, stream):
-    assert "3 frames on" in app.message.value and next(iter(app.frame.options)) == "qqp"
+    assert "3 frames on" in said(app) and next(iter(app.frame.options)) == "qqp"
     text = stream[1].texts("eval")[0]
     app.text.value = text
     for name in ("hybrid_chain", "centroid"):
         app.router.value = name
         app.ask_button.click()
         first = stack.answer([text], routers[name]).iloc[0]
-        assert f"{first['frame']} answers" in app.message.value
-        assert first["label_name"] in app.message.value
-        assert "answers" in shown(app.answer) and text[:20] in shown(app.answer)
-    assert len(app.card.children) == 5 and "own evaluation rows" in shown(app.card)
+        card = f"{first['frame']} says <b>{first['label_name']}</b>"
+        way = "best score of all 3" if name == "centroid" else "first frame above the threshold"
+        assert card in shown(app.answer) and way in shown(app.answer)
+        assert pictures(app.answer) == 1 and "answers" in shown(app.answer)
+    assert pictures(app.card) == 2 and "own evaluation rows" in shown(app.card)
+
+
+def test_an_example_is_a_click_and_asks_at_once(app):
+    film, product, *_, other = app.examples.children
+    assert [film.description, product.description] == ["a film", "a product"]
+    assert other.description == "none of these"
+    film.click()
+    assert "last scene" in app.text.value and "says <b>" in shown(app.answer)
+    assert app.pair.layout.display is None  # qqp asks about two questions
+
+
+def test_a_button_that_works_says_so_and_comes_back(app, monkeypatch):
+    seen, ask = [], views.ask
+
+    def slow(*arguments):
+        seen.append((app.ask_button.description, app.ask_button.disabled))
+        return ask(*arguments)
+
+    monkeypatch.setattr(views, "ask", slow)
+    app.text.value = "class1"
+    app.ask_button.click()
+    assert set(seen) == {("asking …", True)}
+    app.text.value = " "
+    app.ask_button.click()  # an error gives the button back too
+    assert (app.ask_button.description, app.ask_button.disabled) == ("Answer", False)
+
+
+def test_each_tab_has_a_line_of_its_own(app):
+    app.ask_button.click()
+    assert "type a text first" in app.messages["Ask"].value
+    assert app.messages["Frame"].value == "" and "3 frames" in app.messages["Stack"].value
+    assert 'aria-live="polite"' in app.messages["Ask"].value
+
+
+def test_routers_are_loaded_when_they_are_chosen(saved, monkeypatch):
+    loaded, load = [], widgets.load_router
+    monkeypatch.setattr(
+        widgets, "load_router", lambda path, **how: loaded.append(path.name) or load(path, **how)
+    )
+    app = widgets.Inspector(saved, saved.parent)
+    assert loaded == ["hybrid_chain"]
+    app.router.value = "centroid"
+    app.router.value = "hybrid_chain"
+    assert loaded == ["hybrid_chain", "centroid"]
 
 
 def test_two_frames_and_two_stacks_are_compared(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "one")
     shutil.copytree(saved, tmp_path / "two")
     app = widgets.Inspector(tmp_path / "one", tmp_path)
-    assert not app.compared.children  # a frame and itself
-    app.other.value = "imdb"
     assert "Cosine between the updates of qqp and imdb" in shown(app.compared)
-    assert len(below(app.compared, "Image")) == 1
+    assert pictures(app.compared) == 1  # latest against root
+    app.other.value = "qqp"
+    assert "choose two different frames" in said(app)
+    app.other.value = "imdb"
     app.frame.value = "agnews"
     assert "updates of agnews and imdb" in shown(app.compared)
     app.second.value = str(tmp_path / "two")
@@ -64,22 +119,23 @@ def test_typed_text_is_never_html(app):
     evil = "<img src=x onerror=alert(1)><script>alert(2)</script> class1"
     app.text.value = evil
     app.ask_button.click()
-    html = shown(app.answer) + app.message.value
-    assert "<img" not in html and "<script" not in html and "&lt;script&gt;" in html
+    html = shown(app.answer) + said(app)
+    assert "<img src=x" not in html and "<script" not in html
     app.open("<b>/no/such/stack</b>")
-    assert "<b>" not in app.message.value and "is missing" in app.message.value
+    assert "<b>" not in said(app) and "is missing" in said(app)
 
 
 def test_the_threshold_is_the_users(app, stream):
     app.text.value = stream[1].texts("eval")[0]
     app.router.value = "centroid"
-    assert app.threshold.disabled and "visited" not in app.message.value
+    assert app.threshold.disabled and "visited" not in shown(app.answer)
+    assert "has no threshold" in app.threshold_note.value
     app.router.value = "hybrid_chain"
     assert not app.threshold.disabled and app.threshold.value == 0
     app.threshold.value = 99.0
-    assert "by fallback, 3 frames visited" in app.message.value
+    assert "none of 3 frames was above the threshold" in shown(app.answer)
     app.threshold.value = -99.0
-    assert "qqp answers, 1 frames visited" in app.message.value
+    assert "qqp says" in shown(app.answer) and "1 of 3 visited" in shown(app.answer)
     app.router.value = "centroid"
     app.router.value = "hybrid_chain"
     assert app.threshold.value == -99.0  # it stays with its router
@@ -91,9 +147,9 @@ def test_many_frames_are_asked_only_on_demand(saved, stream, monkeypatch):
     app.text.value = stream[1].texts("eval")[0]
     app.ask_button.click()
     rows = "<tr>"
-    assert shown(app.answer.children[-2]).count(rows) == 2  # who answers, and the next best
+    assert shown(app.answer.children[-2]).count(rows) == 1  # the next best
     app.answer.children[-1].click()
-    assert shown(app.answer.children[-1]).count(rows) == 3
+    assert shown(app.answer.children[-1]).count(rows) == 2  # all but the frame that answers
 
 
 def cells(box, texts) -> dict[tuple[str, str], int]:
@@ -122,8 +178,8 @@ def test_the_routers_confusion_opens_its_texts(
     app = widgets.Inspector(saved, saved.parent, data_dir)
     app.router.value = "centroid"
     app.route_button.click()
-    assert f"{100 * answers['right'].mean():.1f} % to their own frame" in app.message.value
-    assert len(below(app.routed, "Image")) == 1
+    assert f"{100 * answers['right'].mean():.1f} % to their own frame" in said(app)
+    assert pictures(app.routed) == 1
     found = cells(app.routed, lambda *cell: views.examples_in_cell(answers, *cell))
     assert found == nonzero(views.confusion_table(answers)) and sum(found.values()) == 24
     app.router.value = "hybrid_chain"
@@ -133,8 +189,8 @@ def test_the_routers_confusion_opens_its_texts(
 def test_mistakes_page_and_cells(saved, data_dir):
     app = widgets.Inspector(saved, saved.parent, data_dir)
     app.frame.value = "agnews"
-    app.card.children[3].click()
-    space = app.card.children[4]
+    app.rows_button.click()
+    space = app.rows
     assert "mistakes, the most confident first" in shown(space) and "accuracy (%)" in shown(space)
     answers = views.own_answers(
         app.stack, "agnews", load_rows(app.stack["agnews"], data_dir=data_dir)
@@ -160,7 +216,7 @@ def test_a_large_confusion_matrix_is_cut_and_its_cells_are_not(app, monkeypatch,
     app.data_dir = data_dir
     app.route_button.click()
     ((table, title),), (label, _) = drawn, below(app.routed, "Dropdown")
-    assert table.shape == (2, 2) and "(the 2 rows with most mistakes)" in title
+    assert table.shape == (2, 2) and "the 2 rows with most mistakes" in title
     assert len(label.options) == 3
 
 
@@ -171,33 +227,33 @@ def test_rows_that_are_not_the_frames_are_refused_in_one_line(saved, tmp_path, d
         rows = pd.read_parquet(path)
         rows.assign(text=rows["text"] + " more").to_parquet(path, index=False)
     app = widgets.Inspector(saved, saved.parent, others)
-    app.card.children[3].click()
-    assert "B00020" in app.message.value and "qqp" in app.message.value
-    assert not app.card.children[4].children
+    app.rows_button.click()
+    assert "wrong" in app.messages["Frame"].value and "qqp" in said(app)
+    assert not app.rows.children
     app.route_button.click()
-    assert "B00020" in app.message.value and not app.routed.children
+    assert "wrong" in app.messages["Router"].value and not app.routed.children
 
 
 def test_bad_input_is_one_line(saved, tmp_path):
     app = widgets.Inspector(None, tmp_path)
     app.ask_button.click()
-    assert "open a stack first" in app.message.value
+    assert "open a stack first" in said(app)
     app.path.value = str(tmp_path)
     app.open_button.click()
-    assert "stack.json is missing" in app.message.value
+    assert "stack.json is missing" in said(app)
     (tmp_path / "file").touch()
     for wrong in (str(tmp_path / "file"), "x" * 3000):
         app.path.value = wrong
         app.open_button.click()
-        assert "B00020" in app.message.value and wrong[:20] in app.message.value
+        assert "said wrong" in said(app) and wrong[:20] in said(app)
     backbone = open_stack(saved).backbone
     app.open(str(SkillStack(backbone).save_pretrained(tmp_path / "interrupted")))
-    assert "the stack has no frame yet" in app.message.value and app.stack is None
+    assert "the stack has no frame yet" in said(app) and app.stack is None
     app.path.value = str(saved)
     app.open_button.click()
-    assert "3 frames" in app.message.value
+    assert "3 frames" in said(app)
     app.ask_button.click()
-    assert "type a text first" in app.message.value
+    assert "type a text first" in said(app)
 
 
 def test_a_stack_without_routers_or_rows_can_be_looked_at(saved, tmp_path, monkeypatch):
@@ -205,12 +261,12 @@ def test_a_stack_without_routers_or_rows_can_be_looked_at(saved, tmp_path, monke
     without = shutil.ignore_patterns("routers")
     folder = shutil.copytree(saved, tmp_path / "stack", ignore=without)
     app = widgets.Inspector(folder, tmp_path)
-    assert "3 frames on" in app.message.value and "none could be fitted" in app.message.value
+    assert "3 frames on" in said(app) and "none could be fitted" in said(app)
     assert "own evaluation rows" in shown(app.card) and "agnews" in shown(app.chain)
     app.text.value = "a text"
     for button in (app.ask_button, app.route_button):
         button.click()
-        assert "this stack has no router" in app.message.value
+        assert "this stack has no router" in said(app)
 
 
 def test_routers_are_fitted_on_rows_that_are_given(saved, tmp_path, monkeypatch, data_dir):
@@ -218,7 +274,7 @@ def test_routers_are_fitted_on_rows_that_are_given(saved, tmp_path, monkeypatch,
     without = shutil.ignore_patterns("routers")
     folder = shutil.copytree(saved, tmp_path / "stack", ignore=without)
     app = widgets.Inspector(folder, tmp_path, data_dir)
-    assert "routers: hybrid_chain, centroid" in app.message.value
+    assert "routers: hybrid_chain, centroid" in said(app)
     assert (folder / "routers" / "centroid" / "router.json").exists()
 
 
@@ -227,12 +283,11 @@ def test_a_compressed_stack_is_shown(saved, stack, tmp_path):
     folder = small.save_pretrained(tmp_path / "small")
     shutil.copytree(saved / "routers", folder / "routers")
     app = widgets.Inspector(folder, tmp_path)
-    assert "2 frames on" in app.message.value, app.message.value
-    assert len(app.card.children) == 5
+    assert "2 frames on" in said(app), said(app)
     app.text.value = "class1 agnewsword"
     app.ask_button.click()
-    assert "answers" in app.message.value and "answered by" in shown(app.answer)
-    assert f"<td>{stack['imdb'].nbytes}</td>" in shown(app.chain)  # whole bytes
+    assert "says" in shown(app.answer) and "answered by" in shown(app.answer) + shown(app.chain)
+    assert f"<td>{views.in_words(stack['imdb'].nbytes)}</td>" in shown(app.chain)
 
 
 def test_the_view_is_a_widget(saved):

@@ -35,6 +35,7 @@ from .base import (
     with_ends,
 )
 
+TOLD, NOT_TOLD = "told the task", "told nothing: routed"
 DASHES = ["-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 4))]
 
 # ---------------------------------------------------------------------- tables
@@ -164,11 +165,11 @@ def orders(metrics: pd.DataFrame) -> list[pd.DataFrame]:
 def methods(run: Run) -> Drawn:
     """All methods at the end of the stream, told the task and routed."""
     found = _ours(run.alike())
-    columns = {"told the task": "acc", "routed": "routed"}
+    columns = {TOLD: "acc", NOT_TOLD: "routed"}
     whole = found[found["eval_task"].eq("")]
     means, low, high = _drawn(with_ends(whole, ["method"], columns))
-    stack = means.loc[name("frames"), "routed"]
-    others = means["routed"].drop(name("frames")).dropna()
+    stack = means.loc[name("frames"), NOT_TOLD]
+    others = means[NOT_TOLD].drop(name("frames")).dropna()
     ahead, behind = others[others > stack], others[others <= stack]
     answer = f"Told nothing, the routed stack answers {stack:.1f} % correctly. With the same router"
     answer += f", ahead of it: {_with(ahead)}"
@@ -190,10 +191,10 @@ def methods(run: Run) -> Drawn:
 def differences(run: Run) -> Drawn:
     """Differences from the routed stack, paired over seeds and tasks."""
     pairs = _paired(_ours(run.alike()))
-    columns = {"told the task": "final, paired", "routed": "routed, paired"}
+    columns = {TOLD: "final, paired", NOT_TOLD: "routed, paired"}
     means, low, high = _drawn(with_ends(pairs, ["method"], columns, over_pairs))
     sentences = []
-    for words, column in (("With the same router", "routed"), ("Told the task", "told the task")):
+    for words, column in (("With the same router", NOT_TOLD), ("Told the task", TOLD)):
         others = means[column].drop(name("frames"), errors="ignore").dropna()
         ahead = others[low.loc[others.index, column] > 0]
         behind = others[high.loc[others.index, column] < 0]
@@ -346,7 +347,7 @@ def cost(run: Run) -> Drawn:
 
 def _drawn(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
     """Means and their ends with display names, the best routed method first."""
-    order = tables[0]["routed"].fillna(0).sort_values(ascending=False, kind="stable").index
+    order = tables[0][NOT_TOLD].fillna(0).sort_values(ascending=False, kind="stable").index
     return [table.loc[order].rename(index=name) for table in tables]
 
 

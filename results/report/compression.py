@@ -54,10 +54,10 @@ def compression_table(metrics: pd.DataFrame) -> pd.DataFrame:
     """Families on one anchor and the rule, above the published probe: seed by seed, and of the
     change also mean and range over seeds. Index: who, way, seed."""
     columns = {
-        "frames, full stack": ("full_frames", whole),
+        "frames before": ("full_frames", whole),
         "frames left": ("frames", whole),
-        "full stack, routed (%)": "full_routed",
-        "smaller stack, routed (%)": "routed",
+        "routed before (%)": "full_routed",
+        "routed after (%)": "routed",
         "change (pp)": ("routed_less", signed),
         "adapter bytes, change (%)": ("adapter_bytes_relative", signed),
     }
@@ -148,8 +148,8 @@ def shrink_cells(table: pd.DataFrame) -> pd.DataFrame:
 
 def decided(decisions: pd.DataFrame) -> pd.DataFrame:
     """What the rule decided, in words: decisions.csv as a reader wants it. Index: rule."""
-    columns = ["rule", "kind", "frames", "by", "accepted", "tasks", "losses", "gains"]
-    found = decisions.reindex(columns=[*columns, "loss_pp", "upper_pp", "reason"])
+    columns = ["rule", "kind", "frames", "by", "tasks", "loss_pp", "upper_pp", "reason"]
+    found = decisions.reindex(columns=columns)
 
     def cells(column: str, form: str) -> list[str]:
         values = pd.to_numeric(found[column])
@@ -161,8 +161,6 @@ def decided(decisions: pd.DataFrame) -> pd.DataFrame:
         "loss (pp)": cells("loss_pp", "{:.1f}"),
         "at most (pp)": cells("upper_pp", "{:.1f}"),
         "tasks so far": cells("tasks", "{:.0f}"),
-        "newly incorrect rows": cells("losses", "{:.0f}"),
-        "newly correct rows": cells("gains", "{:.0f}"),
     }
     return pd.DataFrame(table, index=found["rule"])
 
@@ -259,7 +257,7 @@ def _scatter(ax: Axes, points: pd.DataFrame, crowd: pd.DataFrame) -> None:
     _marks(ax, points["bytes"].to_numpy(), points["change"].to_numpy(), points["front"])
     ax.axhline(0, color="#888888", ls=":", lw=1, zorder=0)
     ax.set_xscale("log")
-    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if tick > 0.7 * points["bytes"].min()]
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if tick > 0.6 * points["bytes"].min()]
     ax.set_xticks(ticks, map(str, ticks))
     ax.minorticks_off()
     ax.set_xlim(0.85 * min(ticks[0], points["bytes"].min()), 1.25 * points["bytes"].max())

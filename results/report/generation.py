@@ -36,7 +36,6 @@ WHO = {  # display name -> what the runs call it
 }
 SHOWN = ["right memory", "wrong memory", "random"]
 ASKED = ["own frame", "bare backbone"]
-FEW = "numbers of few rows or a single seed"
 
 # ---------------------------------------------------------------------- tables
 
@@ -51,6 +50,7 @@ def generative_table(metrics: pd.DataFrame) -> pd.DataFrame:
         "unreadable, saved frames (%)": {"metric": "mean_unreadable", "split": "own frame"},
         name("router_accuracy"): "mean_router_accuracy",
     }
+    metrics = metrics.sort_values("seed", kind="stable")
     return by_seed(_beside(metrics), columns, [heading for heading in columns if heading != drop])
 
 
@@ -153,7 +153,9 @@ def tasks(run: Run) -> Drawn:
     look += "number is the routed stack's. "
     look += "Bars: mean over seeds. " if len(seeds) > 1 else ""
     look += "Whiskers: 95 % bootstrap interval over evaluation rows"
-    look += ", from the lowest seed's lower to the highest seed's upper end." if len(seeds) > 1 else "."
+    look += (
+        ", from the lowest seed's lower to the highest seed's upper end." if len(seeds) > 1 else "."
+    )
     return Drawn(ax, answer, alt, look, seeds)
 
 
@@ -190,7 +192,7 @@ def memory(run: Run) -> Drawn:
     gains, over_tasks = memory_gains(answers), _memory(found)
     order = list(dict.fromkeys(answers["task"]))
     axes = plotting.panels(1, 2, plotting.WIDEST, 3.3)
-    sentences = []
+    gained = {}
     for ax, who in zip(axes, ASKED, strict=True):
         means = over_tasks[over_tasks["who"].eq(who)]
         nothing = gains.loc[who]["nothing"].groupby("task").first()[order]
@@ -203,19 +205,25 @@ def memory(run: Run) -> Drawn:
             parts[key]["mean"] = {shown: pair[end] for shown, pair in ends.items()}
         parts = {key: 100 * part.loc[SHOWN] for key, part in parts.items()}
         _gain_panel(ax, who, 100 * nothing, **parts)
-        gained = parts["gain"]["mean"]
-        words = [f"{gained[s]:+.1f} with {_examples(s)}" for s in SHOWN]
-        of = "The saved frames change" if who == "own frame" else "the bare backbone changes"
-        sentences.append(f"{of} by {listed(words)} points")
+        gained[who] = parts["gain"]["mean"]
     axes[1].set_yticks([])
     axes[0].set_ylabel("shown before the text")
-    sure = "A hatched cell is not to be told from no change."
-    answer = f"{sentences[0]}; {sentences[1]} (means over tasks)."
+    frame, bare = (gained[who] for who in ASKED)
+    answer = (
+        "Two examples from the memory of the right frame change the accuracy of the saved frames "
+        f"by {frame['right memory']:+.1f} points and that of the bare backbone by "
+        f"{bare['right memory']:+.1f}; from the memory of a wrong frame by "
+        f"{frame['wrong memory']:+.1f} and {bare['wrong memory']:+.1f}; random examples by "
+        f"{frame['random']:+.1f} and {bare['random']:+.1f} (means over tasks)."
+    )
     alt = "Two heat maps, left the saved frames, right the backbone without adapter. Rows: what is "
     alt += "shown before a text; columns: tasks and their mean; cells: points gained or lost."
     look = "The first row is the percentage that is correct with nothing shown, the others the "
-    look += f"change in points: red is lost, blue gained. {sure} Intervals: 95 % bootstrap over "
-    look += "questions; of the mean, over seeds and tasks. Half of the evaluation rows."
+    look += "change in points: red is lost, blue gained. A hatched cell is not to be told from no "
+    look += (
+        "change: its 95 % bootstrap interval, over questions (of the mean, over seeds and tasks), "
+    )
+    look += "holds 0. Half of the evaluation rows."
     return Drawn(axes[0].figure, answer, alt, look, found["seed"].unique().tolist())
 
 
@@ -253,14 +261,8 @@ def _gain_panel(ax, who, nothing, gain, low, high) -> None:
         if not clear:
             how = {"facecolor": "none", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0}
             ax.add_patch(Rectangle((j - 0.5, i + 0.5), 1, 1, **how))
-    for text in ax.texts:
-        text.set_bbox({"facecolor": "none", "edgecolor": "none"})
     ax.axhline(0.5, color="#888888", lw=1)
     ax.axvline(gain.shape[1] - 1.5, color="#888888", lw=1)
-
-
-def _examples(shown: str) -> str:
-    return {"right memory": "similar examples of the right frame"}.get(shown, name(shown))
 
 
 def beside_published(run: Run) -> Drawn:
@@ -276,18 +278,19 @@ def beside_published(run: Run) -> Drawn:
     latest, routed = list(columns)[:2]
     right = name("router_accuracy")
     answer = (
-        f"The routed stack is {ours[routed] - ours[latest]:+.1f} points from the latest adapter "
-        f"here, {theirs[routed] - theirs[latest]:+.1f} in the publication; the router finds the "
-        f"right frame for {ours[right]:.1f} % of the texts here, {theirs[right]:.1f} % there."
+        f"Routed stack minus latest adapter is {ours[routed] - ours[latest]:+.1f} points here and "
+        f"{theirs[routed] - theirs[latest]:+.1f} in the publication; the router finds the right "
+        f"frame for {ours[right]:.1f} % of the texts here, {theirs[right]:.1f} % there."
     )
-    order = ["published", "measured here"]
-    parts = (part[order] for part in (means, low, high))
-    means, low, high = parts
+    order = ["measured here", "published"]
+    means, low, high = (part[order] for part in (means, low, high))
     title = "Written answers, published and measured"
     ax = plotting.dots(means, "percent, or percentage points", title=title, low=low, high=high)
     alt = "Dots for each number that was published: the publication in grey, our mean and range "
     alt += "over seeds in blue."
-    look = "The models differ (published: Llama-3.2-1B, mean of two seeds), so compare the distance "
+    look = (
+        "The models differ (published: Llama-3.2-1B, mean of two seeds), so compare the distance "
+    )
     look += "of latest adapter and routed stack, and not the level. Lines: lowest and highest seed."
     seeds = numbers.loc[numbers["who"].eq("measured here"), "seed"].unique().tolist()
     return Drawn(ax, answer, alt, look, seeds)

@@ -106,7 +106,7 @@ def compared(run: Run) -> Drawn:
     ax = plotting.pairs(means, words, title, low, high, (oracle, "oracle"))
     level, how = 100 / _frames(run), {"color": "black", "ls": ":", "lw": 1, "zorder": 0}
     ax.axvline(level, label="chance (right frame)", **how)
-    ax.set_xlim(0, 100)
+    ax.set_xlim(0, 102)
     ax.lines[0].set_label("oracle: correct answer")
     ax.legend(ncols=4, **plotting.ABOVE)
     frame, answer = means["right frame"], means["correct answer"]
@@ -202,7 +202,7 @@ def thresholds(run: Run) -> Drawn:
     for ax, top in zip(axes, (105, _frames(run) + 0.5), strict=True):
         label = f"threshold of the run ({run.config.threshold:g})"
         ax.axvline(run.config.threshold, color="black", ls=":", zorder=0, label=label)
-        ax.set_ylim(0, top)
+        ax.set_ylim(-0.02 * top, top)
         ax.set_xticks(np.linspace(-1, 1, 5))
     plotting.legend_below(axes[:1])
     right = texts[texts["of"].eq("right frame")].set_index("x")["mean"]
@@ -232,7 +232,7 @@ def learning(run: Run) -> Drawn:
     ax = plotting.curves(curves, "x", "mean", *words, **how)
     ax.axhline(100 / _frames(run), color="black", ls=":", lw=1, label="chance", zorder=0)
     ax.axvline(run.config.n_router, color="#888888", lw=1, label="budget of this run", zorder=0)
-    ax.set_ylim(0, 100)
+    ax.set_ylim(0, 104)
     ax.legend(**plotting.BESIDE)
     wide = curves.pivot(index="x", columns="of", values="mean")
     best, (least, most) = wide.iloc[-1].idxmax(), (wide.index[0], wide.index[-1])
@@ -315,8 +315,10 @@ def confusion(run: Run) -> Drawn:
     two.set_xlabel("frame picked")
     own = pd.Series(np.diag(change), order)
     answer = f"Against {DEFAULT}, {other} finds the right frame more often on {(own > 0).sum()} of "
-    answer += f"{len(own)} tasks and less often on {(own < 0).sum()}: {own.idxmax()} "
-    answer += f"{own.max():+.1f} points, {own.idxmin()} {own.min():+.1f}."
+    answer += f"{len(own)} tasks and less often on {(own < 0).sum()}"
+    ends = {own.idxmax(): own.max(), own.idxmin(): own.min()}
+    ends = [f"{task} {points:+.1f} points" for task, points in ends.items() if points]
+    answer += f": {', '.join(ends)}." if ends else "."
     alt = "Two heat maps, rows the task of the text, columns the frame picked: shares of the "
     alt += "default router, and the difference of another one."
     look = (
@@ -334,20 +336,26 @@ def misrouted(run: Run) -> Drawn:
     pairs = pairs.agg(correct=(f"{router}_right", "sum"), texts=("task", "size"))
     pairs = pairs.sort_values(["texts", "correct"], ascending=False, kind="stable").head(12)
     ax = plotting.panels(1, 1, 7.6, 1.6 + 0.3 * max(3, len(pairs)))[0]
-    kept, lost = plotting.styles(["answered correctly all the same", "answered incorrectly"])
-    places, how = range(len(pairs)), {"edgecolor": "#333333", "linewidth": 0.6}
-    ax.barh(places, pairs["correct"], color=kept["color"], label=kept["label"], **how)
-    wrong = pairs["texts"] - pairs["correct"]
-    how |= {"color": lost["color"], "label": lost["label"], "left": pairs["correct"]}
-    bars = ax.barh(places, wrong, **how)
-    sums = [f"{c} of {n}" for c, n in zip(pairs["correct"], pairs["texts"], strict=True)]
-    ax.bar_label(bars, sums, fontsize=plotting.SMALL, padding=3)
+    parts = {"answered correctly all the same": pairs["correct"]}
+    parts["answered incorrectly"] = pairs["texts"] - pairs["correct"]
+    places, left = range(len(pairs)), 0
+    for one in plotting.styles(parts) if len(pairs) else []:
+        how = {"color": one["color"], "edgecolor": "#333333", "linewidth": 0.6}
+        bars = ax.barh(places, parts[one["label"]], left=left, label=one["label"], **how)
+        left = left + parts[one["label"]]
+    if len(pairs):
+        sums = [f"{c} of {n}" for c, n in zip(pairs["correct"], pairs["texts"], strict=True)]
+        ax.bar_label(bars, sums, fontsize=plotting.SMALL, padding=3)
+        ax.legend(ncols=2, **plotting.ABOVE)
+    else:
+        how = {"ha": "center", "va": "center", "fontsize": plotting.SMALL}
+        ax.text(0.5, 0.5, "no text was misrouted", transform=ax.transAxes, **how)
     ax.set_yticks(places, pairs.index)
     ax.set_ylim(max(3, len(pairs)) - 0.4, -0.6)
     ax.margins(x=0.12)
+    ax.set_xlim(left=0)
     ax.set_xlabel("texts sent to another frame (count)")
-    ax.legend(ncols=2, **plotting.ABOVE)
-    title = f"{router}: its most frequent confusions"
+    title = f"{router}: its most frequent confusions, and what they cost"
     ax.set_title(title, fontsize=plotting.TITLE, loc="left", pad=26)
     answer = f"{router} sends {len(away)} of {len(routing):,} texts to another frame"
     if len(away):
@@ -429,17 +437,19 @@ def formatted(run: Run) -> Drawn:
     """Right frames where every task has a format of its own."""
     found = run.alike()
     table = _grid(found, "formatted")
-    table = table.rename(columns={"normal": "own format", "rewritten": "another task's"})
-    table = table.rename(columns={"rewritten, held out": "a held-out one"})
+    table = table.rename(columns={"normal": "own format", "rewritten": "another's format"})
+    table = table.rename(columns={"rewritten, held out": "held-out format"})
     title = "Right frame (%) where every task has a format of its own"
     ax = plotting.grid(table / 100, title, cell=(1.3, 0.36))
     plotting.bold_best(ax, table)
     first, swapped = table.columns[:2]
-    answer = f"In its own format {PLAIN} knows a text ({table.loc[PLAIN, first]:.1f} % right "
-    answer += f"frames), in another task's it does so for {table.loc[PLAIN, swapped]:.1f} %; "
     best = table[swapped].idxmax()
-    answer += f"best then is {best} with {table.loc[best, swapped]:.1f} % "
-    answer += f"({table.loc[best, first]:.1f} % in the own format)."
+    answer = f"When texts have the format of their own task, {PLAIN} finds "
+    answer += f"{table.loc[PLAIN, first]:.1f} % of the frames; in another task's format "
+    answer += f"{table.loc[PLAIN, swapped]:.1f} %. Best there is {best} with "
+    answer += (
+        f"{table.loc[best, swapped]:.1f} % ({table.loc[best, first]:.1f} % in the own format)."
+    )
     alt = "A heat map: rows four routers, columns the format of the text."
     look = "The routing texts have one format per task, so that the format alone gives the task "
     look += "away. Bold is the best in a column."
@@ -455,11 +465,14 @@ def lengths(run: Run) -> Drawn:
     probe = probe.assign(length=length, right=probe["frame"].eq(probe["task"]))
     some = list(dict.fromkeys([PLAIN, "hybrid_embed", run.config.router]))
     axes = plotting.panels(len(some), 1, 7.6, 0.8 + 1.9 * len(some), sharex=True)
-    shares = {}
+    by = ["router", "condition", "length"]
+    cells = probe.groupby(by, observed=False)["right"].agg(["mean", "size"])
+    filled = cells["size"].unstack().ge(FEWEST).any()
+    shown, shares = list(filled.index[filled]) or list(LENGTHS), {}
     for router, ax in zip(some, axes, strict=True):
-        cells = probe[probe["router"].eq(router)].groupby(["condition", "length"], observed=False)
-        counts = cells["right"].size().unstack().reindex(index=INPUTS, columns=list(LENGTHS))
-        right = cells["right"].mean().unstack().reindex(index=INPUTS, columns=list(LENGTHS))
+        part = cells.loc[router]
+        counts = part["size"].unstack().reindex(index=INPUTS, columns=shown)
+        right = part["mean"].unstack().reindex(index=INPUTS, columns=shown)
         shares[router] = 100 * right.where(counts >= FEWEST)
         plotting.heatmap(shares[router], router, "%", ax, numbers=shares[router], bar=False)
         for text in ax.texts:
@@ -472,16 +485,14 @@ def lengths(run: Run) -> Drawn:
         "right frame (%)", size=plotting.SMALL
     )
     figure.axes[-1].tick_params(labelsize=plotting.SMALL)
-    short = {router: table.iloc[:, 0].drop("normal").min() for router, table in shares.items()}
-    long = {router: table.iloc[:, -1].drop("normal").min() for router, table in shares.items()}
+    worst = {router: table.drop("normal").min() for router, table in shares.items()}
     parts = [
-        f"{router} {short[router]:.1f} % of those under 20 words and {long[router]:.1f} % of those "
-        "of 80 and more"
-        for router in some
-        if not np.isnan([short[router], long[router]]).any()
+        f"{router} {low.iloc[0]:.1f} and {low.iloc[-1]:.1f} %"
+        for router, low in worst.items()
+        if low.notna().all()
     ]
-    answer = "Right frames of attacked texts, each router under its worst attack: "
-    answer += f"{listed(parts)}." if parts else "too few texts to say."
+    answer = f"Right frames of attacked texts of {shown[0]} and of {shown[-1]} words, each router "
+    answer += f"under its worst attack: {listed(parts) if parts else 'too few texts to say'}."
     alt = "A heat map for each of three routers: rows the attacks, columns the length of the text."
     look = "Five keywords are much of a phrase and little of a film review. A cell counts all "
     look += f"seeds' texts (n); cells of fewer than {FEWEST} are empty."

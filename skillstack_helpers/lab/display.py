@@ -57,7 +57,8 @@ def show_table(table: pd.DataFrame) -> None:
     """A table whose cells do not wrap; the corner (``columns.name``) says what is in brackets."""
     from IPython.display import Markdown, display
 
-    corner, table = table.columns.name, readable(table).rename_axis(columns=None)
+    corner, table = table.columns.name, readable(table)
+    table = table.rename_axis(columns=None) if corner else table
     style = table.style.format(precision=1, na_rep="")
     left = {"selector": "td, th", "props": "white-space: nowrap; text-align: left"}
     display(style.set_table_styles([left]))

@@ -212,17 +212,19 @@ def stack_routers(
     folder: str | Path,
     names: Sequence[str] = INSPECTED,
     data_dir: str | Path | None = None,
+    more: Sequence[str] = (),
 ) -> dict:
     """The routers saved in a stack's folder; where there is none, fitted on the routing rows of
-    its tasks and saved. names[0] comes first."""
+    its tasks and saved. names[0] comes first. more: routers to fit where they are not saved."""
     folder = placed(folder) / "routers"
-    if saved := sorted(path.parent for path in folder.glob("*/router.json")):
-        saved.sort(key=lambda path: path.name != names[0])
-        return {p.name: load_router(p, backbone=stack.backbone, stack=stack) for p in saved}
-    frames = progress(stack.frames, "routing rows", "task")
-    stream = [load_rows(frame, data_dir) for frame in frames]
-    fitted = {}
-    for name in progress(names, "fit routers", "router"):
-        fitted[name] = fit_router(name, stream, stack)
-        save_router(fitted[name], folder / name)
-    return fitted
+    saved = sorted(path.parent for path in folder.glob("*/router.json"))
+    kit = {"backbone": stack.backbone, "stack": stack}
+    routers = {path.name: load_router(path, **kit) for path in saved}
+    missing = [name for name in [*(() if saved else names), *more] if name not in routers]
+    if missing:
+        frames = progress(stack.frames, "routing rows", "task")
+        stream = [load_rows(frame, data_dir) for frame in frames]
+    for name in progress(missing, "fit routers", "router"):
+        routers[name] = fit_router(name, stream, stack)
+        save_router(routers[name], folder / name)
+    return dict(sorted(routers.items(), key=lambda item: item[0] != names[0]))

@@ -396,10 +396,11 @@ def chain_figure(
     *,
     title: str = "latest frame  →  its parents  →  root",
 ) -> Axes:
-    """The frames of `views.chain_table` that were not dropped, latest to root, `PER_LINE` a line.
+    """The frames of `views.chain_table` that were not dropped, latest to root, `PER_LINE` a line,
+    each with its accuracy.
 
     walked: `views.walk_table`; the frames that the router passed are grey, the one that answers is
-    green.
+    green, and each has its score instead.
     """
     chain = table.loc[table["intact"].ne("dropped"), "accuracy (%)"]
     columns, lines = min(len(chain), PER_LINE), -(-len(chain) // PER_LINE)
@@ -407,10 +408,13 @@ def chain_figure(
     steps = {} if walked is None else walked["step"].str.removesuffix(" (fallback)")
     places = [(i % PER_LINE, -(i // PER_LINE)) for i in range(len(chain))]
     for (name, accuracy), place in zip(chain.items(), places, strict=True):
-        color = {"answers": GREEN, "passed": "#E8E8E8"}.get(steps.get(name), "white")
+        color = {"answers": GREEN, "not reached": "white"}.get(
+            steps.get(name, "not reached"), "#E8E8E8"
+        )
         how = {"bbox": {"boxstyle": "round", "facecolor": color}, "fontsize": SMALL, "zorder": 3}
         words = name if len(name) <= 15 else f"{name[:13]}…"
-        words += f"\n{accuracy} %" if accuracy else ""
+        score = f"\n{walked.loc[name, 'score']:+.2f}" if name in steps else ""
+        words += score or (f"\n{accuracy} %" if accuracy else "")
         ax.text(*place, words, ha="center", va="center", parse_math=False, **how)
     for (x, y), (to_x, to_y) in pairwise(places):
         middle = (y + to_y) / 2  # a line's end goes round to the next line's beginning

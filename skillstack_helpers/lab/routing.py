@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -135,6 +136,15 @@ def routing_texts(stream: Sequence[TaskData], seed: int) -> dict[str, dict[str, 
         "format augmented": rewritten(stream, "router", "train", seed, one_format=True),
     }
     return {"as streamed": streamed, "formatted": own}
+
+
+def examples(asked: Mapping[str, pd.DataFrame], width: int = 95) -> pd.DataFrame:
+    """One short text in every condition, cut to `width` characters: task and text."""
+    lengths = asked["normal"]["text"].str.len()
+    row = lengths.where(lengths >= 20, np.inf).argmin()
+    table = pd.DataFrame({name: part.iloc[row] for name, part in asked.items()}).T
+    short = [textwrap.shorten(text, width, placeholder=" …") for text in table["text"]]
+    return table.assign(text=short)[["task", "text"]]
 
 
 def record_attacks(

@@ -51,6 +51,22 @@ def chain_table(stack: SkillStack) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("frame")
 
 
+def in_words(size: int) -> str:
+    """A number of bytes as people write it.
+
+    >>> in_words(1330184), in_words(900)
+    ('1.3 MB', '1 kB')
+    """
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{max(1, round(size / 1e3))} kB"
+
+
+def readable_sizes(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with its bytes in words."""
+    columns = [column for column in table if column.startswith("bytes")]
+    words = {c: [in_words(n) if n else "" for n in table[c]] for c in columns}
+    return table.assign(**words).rename(columns=lambda c: c.replace("bytes", "size"))
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
@@ -71,7 +87,7 @@ def frame_card(frame: Frame) -> pd.DataFrame:
         "seed": training.get("seed", ""),
         "answers by": "writing" if frame.prompt else "a head",
         "stored as": frame.storage.get("format", "plain LoRA"),
-        "bytes": f"{frame.nbytes:,}",
+        "size": in_words(frame.nbytes),
         "source of the rows": frame.data.get("source", ""),
         "trained with": ", ".join(f"{k} {v}" for k, v in frame.versions.items()),
         "folder": str(frame.folder or "not saved"),
@@ -185,8 +201,8 @@ def walk_table(router, text: str) -> pd.DataFrame:
     """Every frame's score for one text, latest frame first, and what the walk did there.
 
     Columns: score, probability, step: ``passed``, ``answers`` or ``not reached``; with routers
-    that do not walk the best score answers and the others are ``compared``; ``answers (fallback)``
-    where no score exceeded the threshold.
+    that do not walk the best score answers and the others are ``compared``; where no score exceeded
+    the threshold the best one ``answers (fallback)`` and the others are ``below threshold``.
     """
     scores = router.decision_function([text])
     route = router.route_scores(scores).iloc[0]
@@ -195,6 +211,8 @@ def walk_table(router, text: str) -> pd.DataFrame:
     if not np.isnan(route["depth"]):
         visited = names[::-1][: int(route["depth"])]
         steps = {name: "passed" if name in visited else "not reached" for name in names}
+    if route["fallback"]:  # every frame was visited, also those behind the one that answers
+        steps = {name: "below threshold" for name in names}
     steps[route["frame"]] = "answers (fallback)" if route["fallback"] else "answers"
     chances = softmax(scores[0] / router.temperature_)
     table = {"score": scores[0], "probability": chances, "step": list(steps.values())}

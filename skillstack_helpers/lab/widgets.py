@@ -1,36 +1,68 @@
 """The inspector: the tables of `views` and the figures of `plotting` on ipywidgets, for notebooks.
 
-Texts typed by a user are shown as they are and never interpreted as HTML.
+``python -m skillstack_helpers.lab.widgets DIR`` serves it as a page of its own, on loopback. Texts
+typed by a user are shown as they are and never interpreted as HTML.
 """
 
 from __future__ import annotations
 
+import argparse
+import base64
 import functools
 import html
-import io
-from collections.abc import Sequence
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
 from ..errors import SkillStackError
-from ..frames import Frame
+from ..progress import silent
+from ..routers import load_router
+from ..tasks import TASKS
 from . import plotting, views
-from .experiment import find_stacks, load_rows, open_stack, stack_routers
+from .display import png
+from .experiment import find_stacks, load_rows, newest_stack, open_stack, stack_routers
 from .runs import placed
 
 PAGE = 5  # texts shown at a time
 BESIDE = 8  # frames that answer unasked beside the routed one, the best scores first
 MOST_LABELS = 16  # of a drawn confusion matrix
 ROUTED_ROWS = 16  # evaluation rows of a task that the router's confusion matrix counts
+EXAMPLES = {  # family of a task -> what a button says -> the text it puts in
+    "sentiment": {
+        "a film": "A slow film with clumsy dialogue, but the last scene moved me to tears.",
+        "a product": "The charger stopped working after two days and the shop did not answer.",
+    },
+    "topic": {
+        "news": "Shares in the airline fell on Tuesday after it warned that rising fuel costs "
+        "would cut its annual profit. Analysts said it would have to raise fares or close routes.",
+    },
+    "": {"none of these": "Stir the onions in butter until they are soft, then add the rice."},
+}
 STYLE = """<style>
 .skillstack-inspector table.skillstack :is(td, th) {text-align: left; line-height: 1.5}
 .skillstack-inspector table.skillstack :is(td, th) {padding: 1px 12px 1px 0}
-.skillstack-inspector .said {font-size: 120%; line-height: 1.4}
-.skillstack-inspector .asked {white-space: pre-wrap; word-break: normal; line-height: 1.4}
-</style>"""
+.skillstack-inspector .widget-html-content {overflow-x: auto}
+.skillstack-inspector img {max-width: 100%}
+.skillstack-inspector .said {font-size: 110%; line-height: 1.4; min-height: 1.4em; margin: 4px 0}
+.skillstack-inspector .wrong {color: #B00020}
+.skillstack-inspector .card {border-left: 6px solid #009E73; padding: 6px 14px; line-height: 1.5}
+.skillstack-inspector .card b {font-size: 130%}
+.skillstack-inspector .note {color: #555; line-height: 1.4; margin: 0}
+.skillstack-inspector .two {display: grid !important; grid-template-columns: minmax(0, 1fr)}
+@media (min-width: 1000px) {
+.skillstack-inspector .two {grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); column-gap: 28px}
+}</style>"""
+# Ctrl+Enter in a text is the button Answer; runs where scripts of outputs do.
+SHORTCUT = """<script>document.addEventListener("keydown", (event) => {
+if (event.ctrlKey && event.key === "Enter" && event.target.tagName === "TEXTAREA")
+event.target.closest(".skillstack-inspector").querySelector(".ask-button").click()})</script>"""
 
 
 def inspector(
@@ -47,17 +79,28 @@ def inspector(
     return Inspector(folder, root, data_dir).view
 
 
-def guarded(callback):
-    """A callback that shows what is wrong in one line instead of a traceback."""
+def guarded(tab: str, button: str = "", sign: str = ""):
+    """A callback that shows what is wrong in the line of its tab instead of a traceback. While it
+    works, its button (an attribute) is disabled and says so."""
 
-    @functools.wraps(callback)
-    def run(self, *arguments):
-        try:
-            callback(self, *arguments)
-        except (OSError, ValueError) as error:
-            self.say(str(error), "#B00020")
+    def wrap(callback):
+        @functools.wraps(callback)
+        def run(self, *arguments):
+            pressed = getattr(self, button, None)
+            if pressed is not None:
+                words, pressed.description, pressed.disabled = pressed.description, sign, True
+            try:
+                with silent():
+                    callback(self, *arguments)
+            except (OSError, ValueError) as error:
+                self.say(tab, str(error), wrong=True)
+            finally:
+                if pressed is not None:
+                    pressed.description, pressed.disabled = words, False
 
-    return run
+        return run
+
+    return wrap
 
 
 class Inspector:
@@ -65,34 +108,53 @@ class Inspector:
 
     >>> app = Inspector()
     >>> app.ask_button.click()
-    >>> app.message.value
-    '<p class="said" style="color:#B00020">open a stack first</p>'
+    >>> app.messages["Ask"].value
+    '<p class="said wrong" role="status" aria-live="polite">open a stack first</p>'
     """
 
     def __init__(self, folder=None, root="results", data_dir=None):
         import ipywidgets as w
 
         self.w, self.data_dir, self.backbones = w, data_dir, {}
-        self.stack, self.second_stack, self.routers = None, None, {}
+        self.stack, self.second_stack, self.routers, self.folder = None, None, {}, None
         found = {str(path.relative_to(placed(root))): str(path) for path in find_stacks(root)}
-        wide = w.Layout(width="98%")
-        self.message = w.HTML()
-        self.picker = w.Dropdown(options={"choose a saved stack": "", **found}, layout=wide)
-        self.path = w.Text(placeholder="or a folder, then Open", layout=wide)
-        self.open_button = w.Button(description="Open", button_style="primary")
-        self.text = w.Textarea(placeholder="type or paste a text", layout=wide, rows=4)
-        self.pair = w.Textarea(placeholder="a second text, for pair tasks", layout=wide, rows=2)
-        self.router = w.Dropdown(description="router")
-        self.threshold = w.FloatText(description="threshold", step=0.1, layout={"width": "12em"})
-        self.form = w.Dropdown(description="written as")
+        wide = {"layout": w.Layout(width="98%"), "style": {"description_width": "6.5em"}}
+        named = {"style": {"description_width": "6.5em"}}
+        tabs = ("Stack", "Ask", "Chain", "Frame", "Router", "Compare")
+        self.messages = {tab: w.HTML() for tab in tabs}
+        self.picker = w.Dropdown(
+            options={"choose a saved stack": "", **found}, description="saved stack", **wide
+        )
+        self.path = w.Text(description="or a folder", placeholder="path of a stack", **wide)
+        self.open_button = w.Button(description="Open")
+        self.text = w.Textarea(
+            description="text", placeholder="type or paste a text", rows=6, **wide
+        )
+        self.pair = w.Textarea(
+            description="second text", placeholder="for tasks about two texts", rows=3, **wide
+        )
+        self.examples = w.HBox(layout={"flex_flow": "row wrap"})
+        self.router = w.Dropdown(description="router", **named)
+        self.threshold = w.FloatText(
+            description="threshold", step=0.1, layout={"width": "13em"}, **named
+        )
+        self.threshold_note = w.HTML()
+        self.form = w.Dropdown(description="written as", **named)
         self.ask_button = w.Button(description="Answer", button_style="primary")
-        self.frame = w.Dropdown(description="frame")
+        self.ask_button.add_class("ask-button")
+        self.all_button = w.Button(description="Ask all frames")
+        self.frame = w.Dropdown(description="frame", **named)
+        self.rows_button = w.Button(
+            description="Its answers and mistakes", layout={"width": "16em"}
+        )
         route = "Route evaluation texts of every task"
         self.route_button = w.Button(description=route, layout={"width": "22em"})
-        self.second = w.Dropdown(options={"this stack": "", **found}, layout=wide)
-        self.other = w.Dropdown(description="with frame")
-        self.answer, self.chain, self.card, self.routed, self.compared = (
-            w.VBox() for _ in range(5)
+        self.second = w.Dropdown(
+            options={"this stack": "", **found}, description="other stack", **wide
+        )
+        self.other = w.Dropdown(description="with frame", **named)
+        self.answer, self.chain, self.card, self.rows, self.routed, self.compared = (
+            w.VBox() for _ in range(6)
         )
         self.view = self.layout()
         self.connect()
@@ -104,29 +166,52 @@ class Inspector:
             self.open(str(folder))
 
     def layout(self):
-        """Everything on its tab; a control that two tabs have is the same one."""
-        w = self.w
-        asked = w.HBox([self.router, self.threshold, self.form, self.ask_button])
+        """Everything on its tab, with the line of the tab; a control that two tabs have is the same
+        one."""
+        w, said = self.w, self.messages
+        note = "<p class='note'>‘written as’: the text in the format of a task’s training.</p>"
+        asked = [self.examples, self.text, self.pair, self.router, self.threshold]
+        asked += [self.threshold_note, self.form, w.HTML(note), self.ask_button]
         pages = {
-            "Ask": [self.text, self.pair, asked, self.answer],
-            "Chain": [self.chain],
-            "Frame": [self.frame, self.card],
-            "Router": [w.HBox([self.router, self.threshold, self.route_button]), self.routed],
-            "Compare": [self.second, w.HBox([self.frame, self.other]), self.compared],
+            "Ask": [self.two(w.VBox(asked), w.VBox([said["Ask"], self.answer]))],
+            "Chain": [said["Chain"], self.chain],
+            "Frame": [
+                self.frame,
+                self.two(self.card, w.VBox([self.rows_button, said["Frame"], self.rows])),
+            ],
+            "Router": [
+                w.HBox([self.router, self.threshold, self.route_button]),
+                said["Router"],
+                self.routed,
+            ],
+            "Compare": [
+                self.second,
+                w.HBox([self.frame, self.other]),
+                said["Compare"],
+                self.compared,
+            ],
         }
         tabs = w.Tab([w.VBox(page) for page in pages.values()])
         for i, title in enumerate(pages):
             tabs.set_title(i, title)  # also in ipywidgets 7, which Colab has
-        opened = w.HBox([self.path, self.open_button])
-        view = w.VBox([w.HTML(STYLE), self.picker, opened, self.message, tabs])
+        opened = self.two(self.picker, w.HBox([self.path, self.open_button]))
+        view = w.VBox([w.HTML(STYLE), opened, said["Stack"], tabs])
         view.add_class("skillstack-inspector")
         return view
+
+    def two(self, one, other):
+        """Side by side where the page is wide."""
+        box = self.w.Box([one, other])
+        box.add_class("two")
+        return box
 
     def connect(self) -> None:
         self.picker.observe(lambda change: self.open(change["new"]), "value")
         self.open_button.on_click(lambda _: self.open(self.path.value.strip()))
         self.frame.observe(self.show_frame, "value")
         self.ask_button.on_click(self.show_answer)
+        self.all_button.on_click(self.ask_all)
+        self.rows_button.on_click(self.show_rows)
         self.router.observe(self.choose_router, "value")
         self.threshold.observe(self.set_threshold, "value")
         self.route_button.on_click(self.show_routed)
@@ -135,25 +220,24 @@ class Inspector:
 
     # ------------------------------------------------------------------ what is shown, and how
 
-    def say(self, text: str, color: str = "black") -> None:
-        self.message.value = f'<p class="said" style="color:{color}">{html.escape(text)}</p>'
+    def say(self, tab: str, text: str, wrong: bool = False) -> None:
+        kind = "said wrong" if wrong else "said"
+        line = f'<p class="{kind}" role="status" aria-live="polite">{html.escape(text)}</p>'
+        self.messages[tab].value = line
 
     def title(self, text: str):
         return self.w.HTML(f"<b>{html.escape(text)}</b>")
 
     def table(self, table: pd.DataFrame, name: str = "shown"):
-        how = {"escape": True, "border": 0, "float_format": "{:.3f}".format, "index_names": False}
+        how = {"escape": True, "border": 0, "float_format": "{:.2f}".format, "index_names": False}
         return self.w.HTML(table.to_html(classes=["skillstack", name], **how))
 
     def texts(self, table: pd.DataFrame):
         return self.table(table.assign(text=table["text"].str.slice(0, 300)))
 
-    def image(self, ax: Axes):
-        out = io.BytesIO()
-        ax.figure.savefig(out, format="png", dpi=110)
-        plt.close(ax.figure)
-        layout = {"max_width": "100%", "align_self": "flex-start"}
-        return self.w.Image(value=out.getvalue(), format="png", layout=layout)
+    def image(self, ax: Axes, alt: str):
+        code = base64.b64encode(png(ax)).decode()
+        return self.w.HTML(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{code}">')
 
     def pages(self, table: pd.DataFrame) -> list:
         """Texts, `PAGE` at a time, below the number of the page."""
@@ -173,10 +257,10 @@ class Inspector:
         column say what its axes are."""
         counts = views.confusion_table(answers)
         drawn = views.confusion_table(answers, MOST_LABELS)
-        cut = f" (the {MOST_LABELS} rows with most mistakes)" if len(drawn) < len(counts) else ""
-        image = self.image(
-            plotting.confusion(drawn, ylabel=row, xlabel=column, title=f"count{cut}")
-        )
+        cut = f"; the {MOST_LABELS} rows with most mistakes" if len(drawn) < len(counts) else ""
+        title = f"Share of each {row} (%){cut}"
+        ax = plotting.confusion(drawn, ylabel=row, xlabel=column, title=title)
+        image = self.image(ax, f"Heat map: rows {row}, columns {column}, colour share of the row")
         label = self.w.Dropdown(options=list(counts.index[counts.any(axis=1)]), description=row)
         answer = self.w.Dropdown(description=column)
         found = self.w.VBox()
@@ -197,38 +281,64 @@ class Inspector:
 
     # ------------------------------------------------------------------ a stack, a frame
 
-    @guarded
+    @guarded("Stack", "open_button", "opening …")
     def open(self, folder: str) -> None:
         if not folder:
             return
-        self.say(f"opening {folder} …")
+        self.say("Stack", f"opening {folder} …")
         stack = open_stack(folder, self.backbones)
         links = views.chain_table(stack)  # reads every file: once a stack
         routers, missing = {}, ""
         try:
-            routers = stack_routers(stack, folder, data_dir=self.data_dir)
+            saved = sorted(p.parent for p in (placed(folder) / "routers").glob("*/router.json"))
+            routers = {path.name: path for path in saved}  # each is loaded when it is chosen
+            routers = routers or stack_routers(stack, folder, data_dir=self.data_dir)
         except SkillStackError as error:  # the rows are not at hand; everything else still is
             missing = f"; none could be fitted: {error}"
         self.stack = None  # no callback works on half of this stack and half of the last
         names = [frame.name for frame in stack.chain()]
         self.second.value = ""
-        for box, options in (
-            (self.router, list(routers)),
-            (self.form, [("as it is", ""), *zip(names, names, strict=True)]),
-            (self.frame, names),
-            (self.other, names),
+        first = sorted(routers, key=lambda name: name != "hybrid_chain")
+        for box, options, place in (
+            (self.router, first, 0),
+            (self.form, [("as it is", ""), *zip(names, names, strict=True)], 0),
+            (self.frame, names, 0),
+            (self.other, names, -1),  # the root
         ):
             box.options = options
-            box.index = 0 if options else None
+            box.index = place % len(options) if options else None
         self.stack, self.routers, self.second_stack, self.links = stack, routers, stack, links
-        self.chain.children = [self.image(plotting.chain_figure(links)), self.table(links)]
+        self.show_examples()
+        drawn = self.image(plotting.chain_figure(links), "The chain of frames, latest first")
+        self.chain.children = [drawn, self.table(views.readable_sizes(links))]
         self.answer.children, self.routed.children = [], []
-        of = ", ".join(routers) or "none"
-        self.say(f"{len(names)} frames on {stack.backbone.name}, routers: {of}{missing}")
+        for tab in self.messages:
+            self.messages[tab].value = ""
+        of = ", ".join(first) or "none"
+        self.say("Stack", f"{len(names)} frames on {stack.backbone.name}, routers: {of}{missing}")
         self.show_frame()
         self.choose_router()
 
-    @guarded
+    def show_examples(self) -> None:
+        """A button for each example text that a task of this stack is about, and one about nothing
+        it knows; the box for a second text where a task has two."""
+        tasks = [TASKS[frame.task] for frame in self.stack.frames if frame.task in TASKS]
+        families = {task.family for task in tasks}
+        buttons = []
+        for family, texts in EXAMPLES.items():
+            for words, text in texts.items() if family in {"", *families} else ():
+                button = self.w.Button(description=words, tooltip=text)
+                button.on_click(lambda _, text=text: self.show_example(text))
+                buttons.append(button)
+        self.examples.children = buttons
+        pairs = any("{text_pair}" in task.template for task in tasks)
+        self.pair.layout.display = None if pairs else "none"
+
+    def show_example(self, text: str) -> None:
+        self.text.value, self.pair.value, self.form.value = text, "", ""
+        self.show_answer()
+
+    @guarded("Frame")
     def show_frame(self, _=None) -> None:
         """The frame's card, and the comparison, which has the same frame on its side."""
         if self.stack is None or not self.frame.value:
@@ -236,25 +346,27 @@ class Inspector:
         frame = self.stack[self.frame.value]
         parent = views.parent_of(self.stack, frame)
         moved = f"What {frame.name} moved" + (f" from {parent.name}" if parent else "")
-        button = self.w.Button(description="Its answers and mistakes", layout={"width": "15em"})
-        space = self.w.VBox()
-        button.on_click(lambda _: self.show_rows(frame, space))
+        curve = plotting.training_curve(frame.losses, f"Training of {frame.name}")
+        layers = plotting.layer_figure(views.layer_norms(frame, parent), moved)
         self.card.children = [
             self.table(views.frame_card(frame)),
-            self.image(plotting.training_curve(frame.losses, f"Training of {frame.name}")),
-            self.image(plotting.layer_figure(views.layer_norms(frame, parent), moved)),
-            button,
-            space,
+            self.image(curve, f"Loss of every training step of {frame.name}"),
+            self.image(layers, f"{moved}: size of the update in each layer and module"),
         ]
+        self.rows.children = []
+        self.messages["Frame"].value = ""
         self.show_compared()
 
-    @guarded
-    def show_rows(self, frame: Frame, space) -> None:
-        self.say(f"asking {frame.name} its evaluation rows …")
+    @guarded("Frame", "rows_button", "asking …")
+    def show_rows(self, _=None) -> None:
+        if self.stack is None:
+            raise SkillStackError("open a stack first")
+        frame = self.stack[self.frame.value]
+        self.say("Frame", f"asking {frame.name} its evaluation rows …")
         answers = views.own_answers(self.stack, frame.name, load_rows(frame, self.data_dir))
-        self.say(f"{frame.name}: {100 * answers['right'].mean():.1f} % right")
+        self.say("Frame", f"{frame.name}: {100 * answers['right'].mean():.1f} % correct")
         wrong = views.mistakes(answers)
-        space.children = [
+        self.rows.children = [
             self.table(views.per_class(answers).map(str)),
             self.title(f"{len(wrong)} mistakes, the most confident first"),
             *self.pages(wrong),
@@ -263,19 +375,33 @@ class Inspector:
 
     # ------------------------------------------------------------------ a router, a text
 
-    @guarded
+    def chosen_router(self):
+        if self.stack is None:
+            raise SkillStackError("open a stack first")
+        if not self.routers:
+            raise SkillStackError("this stack has no router")
+        router = self.routers[self.router.value]
+        if isinstance(router, Path):
+            router = load_router(router, backbone=self.stack.backbone, stack=self.stack)
+            self.routers[self.router.value] = router
+        return router
+
+    @guarded("Ask")
     def choose_router(self, _=None) -> None:
         """Show the chosen router's threshold, if it has one, and answer again."""
         if self.stack is not None and self.router.value:
-            threshold = self.routers[self.router.value].get_params().get("threshold")
+            threshold = self.chosen_router().get_params().get("threshold")
             self.threshold.disabled = threshold is None
             self.threshold.value = threshold or 0.0
+            why = f"{self.router.value} compares all frames: it has no threshold"
+            why = why if threshold is None else "threshold: margin a frame needs to answer"
+            self.threshold_note.value = f"<p class='note'>{html.escape(why)}</p>"
             self.answer_again()
 
-    @guarded
+    @guarded("Ask")
     def set_threshold(self, _=None) -> None:
         if self.stack is not None and not self.threshold.disabled:
-            router = self.routers[self.router.value]
+            router = self.chosen_router()
             if router.get_params()["threshold"] != self.threshold.value:
                 router.set_params(threshold=self.threshold.value)
                 self.answer_again()
@@ -285,62 +411,73 @@ class Inspector:
         if self.text.value.strip():
             self.show_answer()
 
-    def chosen_router(self):
-        if self.stack is None:
-            raise SkillStackError("open a stack first")
-        if not self.routers:
-            raise SkillStackError("this stack has no router")
-        return self.routers[self.router.value]
-
-    @guarded
+    @guarded("Router", "route_button", "routing …")
     def show_routed(self, _=None) -> None:
         router = self.chosen_router()
-        self.say(f"routing {ROUTED_ROWS} texts of each of {len(self.stack)} tasks …")
+        self.say("Router", f"routing {ROUTED_ROWS} texts of each of {len(self.stack)} tasks …")
         stream = [load_rows(frame, self.data_dir) for frame in self.stack.frames]
         answers = views.routed_frames(router, stream, ROUTED_ROWS)
-        self.say(f"{self.router.value}: {100 * answers['right'].mean():.1f} % to their own frame")
+        share = f"{100 * answers['right'].mean():.1f} % to their own frame"
+        self.say("Router", f"{self.router.value}: {share}")
         self.routed.children = self.confusion(answers, "task", "sent to")
 
-    @guarded
+    @guarded("Ask", "ask_button", "asking …")
     def show_answer(self, _=None) -> None:
         router = self.chosen_router()
         if not self.text.value.strip():
             raise SkillStackError("type a text first")
+        self.say("Ask", "asking …")
         text = views.render(self.form.value, self.text.value, self.pair.value)
         if not self.form.value and self.pair.value.strip():
             text = f"{text}\n{self.pair.value}"
         steps = views.walk_table(router, text)
-        took = steps["step"]
-        (who,) = steps.index[took.str.startswith("answers")]
+        (who,) = steps.index[steps["step"].str.startswith("answers")]
         first = views.ask(self.stack, text, [who])
-        chance = f"{first['answer'].item()} ({100 * first['probability'].item():.0f} %)"
-        fallback = ", by fallback" if took[who] == "answers (fallback)" else ""
-        visited = f", {(took != 'not reached').sum()} frames visited"
-        self.say(f"{who} answers{fallback}{'' if 'compared' in set(took) else visited}: {chance}")
-        self.answer.children = [
-            self.w.HTML(f'<pre class="asked">{html.escape(text[:2000])}</pre>'),
-            self.image(plotting.chain_figure(self.links, steps)),
+        self.asked = text, first, steps.drop(who)["score"].sort_values(ascending=False).index
+        drawn = plotting.chain_figure(self.links, steps, title="This text's score in every frame")
+        shown = steps.rename(columns={"probability": "router's confidence"})
+        self.above = [
+            self.verdict(who, first, steps),
+            self.image(drawn, f"The chain of frames with this text's scores; {who} answers"),
             self.title(f"The scores of {self.router.value}"),
-            self.table(steps, "walk"),
-        ]  # seen before the other frames are asked
-        above = self.answer.children
-        others = steps.drop(who)["score"].sort_values(ascending=False, kind="stable").index
-        self.ask_others(text, first, others[:BESIDE], above)
-        if len(others) > BESIDE:
-            button = self.w.Button(description=f"Ask all {len(steps)} frames")
-            button.on_click(lambda _: self.ask_others(text, first, others, above))
-            self.answer.children = [*self.answer.children, button]
+            self.table(shown, "walk"),
+        ]
+        self.answer.children = self.above  # seen before the other frames are asked
+        self.say("Ask", "")
+        self.ask_others(BESIDE)
 
-    @guarded
-    def ask_others(self, text: str, first: pd.DataFrame, names: Sequence[str], above) -> None:
-        """The answer of the routed frame (first) beside those of others, below what is shown."""
-        table = pd.concat([first, views.ask(self.stack, text, names)]) if len(names) else first
-        title = self.title("What other frames would have said, the best scores first")
-        self.answer.children = [*above, title, self.table(table.fillna(""), "answers")]
+    def verdict(self, who: str, first: pd.DataFrame, steps: pd.DataFrame):
+        """Who answers, what, how sure, and by which way."""
+        visited = (steps["step"] != "not reached").sum()
+        if "compared" in set(steps["step"]):
+            way = f"best score of all {len(steps)} frames"
+        elif steps.loc[who, "step"] == "answers (fallback)":
+            way = f"none of {visited} frames was above the threshold: the best score (fallback)"
+        else:
+            way = f"first frame above the threshold, {visited} of {len(steps)} visited"
+        label, sure = html.escape(str(first["answer"].item())), first["probability"].item()
+        return self.w.HTML(
+            f'<div class="card" role="status" aria-live="polite">{html.escape(who)} says '
+            f"<b>{label}</b> ({100 * sure:.0f} %)<br>{way}</div>"
+        )
+
+    @guarded("Ask", "all_button", "asking …")
+    def ask_all(self, _=None) -> None:
+        self.ask_others(None)
+
+    def ask_others(self, most: int | None) -> None:
+        """The answers of other frames, the best scores first, below what is shown."""
+        text, first, names = self.asked
+        asked = [name for name in names[:most] if name not in first.index]
+        if asked:
+            table = views.ask(self.stack, text, asked).fillna("")
+            more = [self.title("What other frames would have said"), self.table(table, "answers")]
+            more += [self.all_button] if len(asked) < len(names) else []
+            self.answer.children = [*self.above, *more]
 
     # ------------------------------------------------------------------ two of them
 
-    @guarded
+    @guarded("Compare")
     def choose_second(self, _=None) -> None:
         if self.stack is not None:
             chosen = self.second.value
@@ -348,17 +485,81 @@ class Inspector:
             self.other.options = [frame.name for frame in self.second_stack.chain()]
             self.show_compared()
 
-    @guarded
+    @guarded("Compare")
     def show_compared(self, _=None) -> None:
         self.compared.children = []
         if self.stack is None or not self.frame.value or not self.other.value:
             return
+        self.messages["Compare"].value = ""
         one, other = self.stack[self.frame.value], self.second_stack[self.other.value]
         if self.second_stack is not self.stack:
             table = views.compare_stacks(self.stack, self.second_stack)
-            self.compared.children = [self.table(table)]
+            self.compared.children = [self.table(views.readable_sizes(table))]
         if one is not other:
-            ax = plotting.layer_figure(views.compare_frames(one, other), "", label="cosine")
             where = "" if self.second_stack is self.stack else " of the second stack"
             title = f"Cosine between the updates of {one.name} and {other.name}{where}"
-            self.compared.children = [*self.compared.children, self.title(title), self.image(ax)]
+            ax = plotting.layer_figure(views.compare_frames(one, other), "", label="cosine")
+            shown = [self.title(title), self.image(ax, f"{title}, by layer and module")]
+            self.compared.children = [*self.compared.children, *shown]
+        elif self.second_stack is self.stack:
+            self.say("Compare", "choose two different frames")
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def serve(folder: Path, port: int, ready: Callable[[str], None] = print) -> int:
+    """Serve the inspector of a stack on 127.0.0.1 until it is stopped; returns Voilà's exit status.
+
+    ready: told the address as soon as the server answers. Kernels that nobody has used for ten
+    minutes are stopped.
+    """
+    import nbformat
+
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise SkillStackError(f"port {port} is in use: give another one")
+    cells = [
+        "from IPython.display import HTML\nfrom skillstack_helpers.lab.widgets import *",
+        f"display(inspector({str(folder)!r}, {str(folder.parents[1])!r}), HTML(SHORTCUT))",
+    ]
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    page.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": ""}
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "SkillStack inspector.ipynb"
+        nbformat.write(page, path)
+        command = [sys.executable, "-m", "voila", str(path), f"--port={port}", "--no-browser"]
+        command += ["--Voila.ip=127.0.0.1", "--Voila.log_level=ERROR"]
+        command += ["--MappingKernelManager.cull_idle_timeout=600"]
+        command += ["--MappingKernelManager.cull_interval=60"]
+        server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            while server.poll() is None:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        ready(f"http://127.0.0.1:{port}/")
+                        break
+                time.sleep(0.1)
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            server.terminate()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m skillstack_helpers.lab.widgets")
+    parser.add_argument("folder", type=Path, help="where to look for a stack; the newest is opened")
+    parser.add_argument("--port", type=int, default=8866)
+    arguments = parser.parse_args(argv)
+    try:
+        folder = newest_stack(arguments.folder.resolve())
+        say = functools.partial(print, flush=True)
+        say(f"stack     {folder}\nstop with Ctrl+C; the page is at")
+        raise SystemExit(serve(folder, arguments.port, say))
+    except SkillStackError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
