@@ -50,7 +50,7 @@ def test_the_inspector_answers_as_the_api_does(app, stack, routers, stream):
         way = "best score of all 3" if name == "centroid" else "first frame above the threshold"
         assert card in shown(app.answer) and way in shown(app.answer)
         assert pictures(app.answer) == 1 and "answers" in shown(app.answer)
-    assert pictures(app.card) == 2 and "own evaluation rows" in shown(app.card)
+    assert pictures(app.drawn) == 2 and "own evaluation rows" in shown(app.card)
 
 
 def test_an_example_is_a_click_and_asks_at_once(app):

@@ -50,6 +50,7 @@ STYLE = """<style>
 .skillstack-inspector table.skillstack :is(td, th) {padding: 1px 12px 1px 0}
 .skillstack-inspector .widget-html-content {overflow-x: auto}
 .skillstack-inspector img {max-width: 100%}
+.skillstack-inspector .lm-TabBar-tabLabel {color: #333}
 .skillstack-inspector .said {font-size: 110%; line-height: 1.4; min-height: 1.4em; margin: 4px 0}
 .skillstack-inspector .wrong {color: #B00020}
 .skillstack-inspector .card {border-left: 6px solid #009E73; padding: 6px 14px; line-height: 1.5}
@@ -59,10 +60,9 @@ STYLE = """<style>
 @media (min-width: 1000px) {
 .skillstack-inspector .two {grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); column-gap: 28px}
 }</style>"""
-# Ctrl+Enter in a text is the button Answer; runs where scripts of outputs do.
-SHORTCUT = """<script>document.addEventListener("keydown", (event) => {
+SHORTCUT = """window.addEventListener("keydown", (event) => {
 if (event.ctrlKey && event.key === "Enter" && event.target.tagName === "TEXTAREA")
-event.target.closest(".skillstack-inspector").querySelector(".ask-button").click()})</script>"""
+event.target.closest(".skillstack-inspector").querySelector(".ask-button").click()}, true)"""
 
 
 def inspector(
@@ -153,8 +153,8 @@ class Inspector:
             options={"this stack": "", **found}, description="other stack", **wide
         )
         self.other = w.Dropdown(description="with frame", **named)
-        self.answer, self.chain, self.card, self.rows, self.routed, self.compared = (
-            w.VBox() for _ in range(6)
+        self.answer, self.chain, self.card, self.drawn, self.rows, self.routed, self.compared = (
+            w.VBox() for _ in range(7)
         )
         self.view = self.layout()
         self.connect()
@@ -177,7 +177,10 @@ class Inspector:
             "Chain": [said["Chain"], self.chain],
             "Frame": [
                 self.frame,
-                self.two(self.card, w.VBox([self.rows_button, said["Frame"], self.rows])),
+                self.two(self.card, self.drawn),
+                self.rows_button,
+                said["Frame"],
+                self.rows,
             ],
             "Router": [
                 w.HBox([self.router, self.threshold, self.route_button]),
@@ -348,8 +351,8 @@ class Inspector:
         moved = f"What {frame.name} moved" + (f" from {parent.name}" if parent else "")
         curve = plotting.training_curve(frame.losses, f"Training of {frame.name}")
         layers = plotting.layer_figure(views.layer_norms(frame, parent), moved)
-        self.card.children = [
-            self.table(views.frame_card(frame)),
+        self.card.children = [self.table(views.frame_card(frame))]
+        self.drawn.children = [
             self.image(curve, f"Loss of every training step of {frame.name}"),
             self.image(layers, f"{moved}: size of the update in each layer and module"),
         ]
@@ -520,8 +523,9 @@ def serve(folder: Path, port: int, ready: Callable[[str], None] = print) -> int:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise SkillStackError(f"port {port} is in use: give another one")
     cells = [
-        "from IPython.display import HTML\nfrom skillstack_helpers.lab.widgets import *",
-        f"display(inspector({str(folder)!r}, {str(folder.parents[1])!r}), HTML(SHORTCUT))",
+        "from IPython.display import Javascript\nfrom skillstack_helpers.lab import widgets as w",
+        f"display(w.inspector({str(folder)!r}, {str(folder.parents[1])!r}))\n"
+        "display(Javascript(w.SHORTCUT))  # Ctrl+Enter in a text is the button Answer",
     ]
     page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     page.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": ""}
