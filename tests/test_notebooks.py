@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, edit_json
 
 from skillstack_helpers.lab import runs
 from skillstack_helpers.lab.parameters import METHODS, ROUTERS
@@ -261,7 +262,10 @@ def test_generalization_notebook_asks_unseen_tasks(tmp_path, model_dirs, data_di
 
 
 def test_generative_notebook_writes_and_remembers(tmp_path, decoders, data_dir):
-    given = {"model": str(decoders["llama"]), "lora_r": 4, "max_length": 56, "lr": 0.01}
+    model = shutil.copytree(decoders["llama"], tmp_path / "llama")
+    room = {"max_position_embeddings": 256}  # for the examples before a text
+    edit_json(model / "config.json", lambda fields: fields.update(room))
+    given = {"model": str(model), "lora_r": 4, "max_length": 60, "lr": 0.01}
     done = papermill("08_generative_probe", tmp_path, data_dir=data_dir, twice=True, **given)
     assert done.returncode == 0, done.stderr[-3000:]
     for seed in (42, 7):

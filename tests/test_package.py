@@ -1,6 +1,8 @@
 """The public face: what importing costs, and what a wheel holds."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,3 +57,12 @@ def test_a_wheel_holds_the_task_data_and_the_published_numbers(tmp_path):
     for name in ("tasks.toml", "published/skillstack_new.csv", "py.typed", "lab/runs.py"):
         assert f"skillstack_helpers/{name}" in names
     assert "skillstack_helpers/routers/hybrid.py" in names
+
+
+def test_the_readmes_sample_prints_what_it_says(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    expected = [line[2:] for line in code.splitlines() if line.startswith("# ")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines() == expected, done.stderr[-2000:]

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -198,18 +200,45 @@ def chain(n, dropped=()):
 
 
 def test_chain_figure_colours_the_walk_and_leaves_dropped_frames_out():
-    steps = ["passed", "answers (fallback)", "not reached", "passed"]
-    walked = pd.DataFrame({"step": steps}, index=[f"task {k}" for k in range(4)])
+    steps = ["passed", "answers", "not reached", "not reached"]
+    walked = pd.DataFrame(
+        {"step": steps, "score": [-1, 0.5, 2, 0]}, index=[f"task {k}" for k in range(4)]
+    )
     ax = plotting.chain_figure(chain(4, dropped=["task 3"]), walked)
-    assert numbers(ax) == [f"task {k}\n70.0 %" for k in range(3)]
+    assert numbers(ax) == ["task 0\n-1.00", "task 1\n+0.50", "task 2\n+2.00"]
     colors = [matplotlib.colors.to_hex(t.get_bbox_patch().get_facecolor()) for t in ax.texts]
     assert colors == ["#e8e8e8", "#009e73", "#ffffff"] and len(ax.lines) == 2
+    assert numbers(plotting.chain_figure(chain(2))) == ["task 0\n70.0 %", "task 1\n70.0 %"]
 
 
 def test_a_long_chain_goes_on_in_the_next_line():
     ax = plotting.chain_figure(chain(8))
     places = [text.get_position() for text in ax.texts]
     assert places[5:] == [(5, 0), (0, -1), (1, -1)] and len(ax.lines) == 7
+
+
+# ------------------------------------------------------------------ marks and names
+
+
+def test_the_best_of_a_column_is_bold_among_the_rows_given():
+    table = pd.DataFrame({"a": [50.0, 70.02, 70.0], "b": [30.0, np.nan, 10.0]}, index=list("xyz"))
+    below = pd.DataFrame({"a": [99.0], "b": [99.0]}, index=["published"])
+    ax = plotting.grid(pd.concat([table, below]) / 100, "t")
+    plotting.bold_best(ax, table)
+    bold = [t.get_position() for t in ax.texts if t.get_fontweight() == "bold"]
+    assert sorted(bold) == [(0, 1), (0, 2), (1, 0)]  # equal as shown, so both are
+
+
+def test_names_at_the_ends_of_lines_keep_apart_and_stay_inside():
+    ends = {"hybrid_svm": 99, "hybrid_embed": 99.5, "centroid": 100, "arrow": 1}
+    lines = [(router, x, x * y) for router, y in ends.items() for x in (1, 2)]
+    table = pd.DataFrame(lines, columns=["router", "x", "y"])
+    ax = plotting.curves(table, "x", "y", "x", "y", legend=False)
+    plotting.end_labels(ax, apart=0.1)
+    places = {text.get_text(): text.xyann[1] for text in ax.texts}
+    assert list(places) == sorted(ends, key=ends.get)
+    assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(places.values()))
+    assert max(places.values()) <= 1 and places["arrow"] < 0.1
 
 
 # ------------------------------------------------------------------ texts that users typed

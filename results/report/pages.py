@@ -1,9 +1,9 @@
 """The README, the results pages and the gallery: their blocks are filled from the committed runs.
 
 A block is ``<!-- KIND: NAME -->`` … ``<!-- end -->``, on lines of its own or inside one; the kinds
-are ``table``, ``figure`` (what it shows, picture, caption), ``answer`` (only what it shows),
-``notebooks`` (their table, NAME is the page it stands on) and ``output`` (what `show` prints of a
-committed run).
+are ``table``, ``figure`` (what it shows, picture, caption), ``answer`` (the first sentence of what
+it shows), ``notebooks`` (their table, NAME is the page it stands on) and ``output`` (what `show`
+prints of a committed run).
 """
 
 from __future__ import annotations
@@ -163,6 +163,15 @@ def figure_block(name: str, drawn: Drawn, caption: str, up: str) -> str:
 # ---------------------------------------------------------------------- pages
 
 
+def sentence(answer: str) -> str:
+    """The first sentence.
+
+    >>> sentence("It loses 17.6 points, most on sst2. Nothing else does.")
+    'It loses 17.6 points, most on sst2.'
+    """
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", answer)[0]
+
+
 def fill(text: str, blocks: Mapping[str, Callable[[str], str]]) -> str:
     """The text with every block filled anew."""
 
@@ -187,7 +196,8 @@ def with_pictures(path: Path, pictures: Mapping[str, bytes]) -> bytes:
     for cell in notebook.cells:
         names = re.findall(r"\(attachment:([\w.]+)\)", cell.source)
         if cell.cell_type == "markdown" and names:
-            found = {name: pictures[f"figures/{name}"] for name in names}
+            docs = repo_root() / "docs"  # for what is no figure of the gallery
+            found = {n: pictures.get(f"figures/{n}") or (docs / n).read_bytes() for n in names}
             coded = {name: base64.b64encode(content).decode() for name, content in found.items()}
             cell["attachments"] = {name: {"image/png": text} for name, text in coded.items()}
     return (nbformat.writes(notebook).rstrip("\n") + "\n").encode()
@@ -231,7 +241,8 @@ def notebooks_block(up: str, drawn: Mapping[str, tuple[Drawn, str]], runs: pd.Da
             names = [n for n, figure in topic.FIGURES.items() if figure.notebook == path.stem]
             if names:
                 links.insert(0, f"[numbers]({up}results/{page}.md)")
-                question, answer = FIGURES[names[0]].question, drawn[names[0]][0].answer
+                question = FIGURES[names[0]].question
+                answer = sentence(drawn[names[0]][0].answer)
                 cells += [question, answer, minutes(names[0], runs)]
         cells += ["What is in a saved stack?", "", ""] if len(cells) == 1 else []
         lines.append("| " + " | ".join([*cells, " · ".join(links)]) + " |")
@@ -273,7 +284,7 @@ def make() -> dict[str, bytes]:
         blocks = {
             "table": lambda name: table_block(name, runs),
             "figure": lambda name, up=up: figure_block(name, *drawn[name], up),
-            "answer": lambda name: drawn[name][0].answer,
+            "answer": lambda name: sentence(drawn[name][0].answer),
             "notebooks": lambda _, up=up: notebooks_block(up, drawn, runs),
             "output": lambda name: "```\n" + "\n".join(shown(committed(name), "…")) + "\n```",
         }

@@ -45,6 +45,11 @@ def show_picture(content: bytes, alt: str, caption: str) -> None:
     display(Markdown(f"*{caption}*"))
 
 
+def show_figure(figure, alt: str, caption: str) -> None:
+    """A figure, or an axes' figure, in the same way."""
+    show_picture(png(figure), alt, caption)
+
+
 def show_sentences(sentences: Iterable[str]) -> None:
     """Sentences in Markdown as a list, the first one bold."""
     from IPython.display import Markdown, display
@@ -53,13 +58,13 @@ def show_sentences(sentences: Iterable[str]) -> None:
     display(Markdown("\n".join([f"**{first}**", "", *(f"- {line}" for line in others)])))
 
 
-def show_table(table: pd.DataFrame) -> None:
+def show_table(table: pd.DataFrame, digits: int = 1) -> None:
     """A table whose cells do not wrap; the corner (``columns.name``) says what is in brackets."""
     from IPython.display import Markdown, display
 
     corner, table = table.columns.name, readable(table)
     table = table.rename_axis(columns=None) if corner else table
-    style = table.style.format(precision=1, na_rep="")
+    style = table.style.format(precision=digits, na_rep="")
     left = {"selector": "td, th", "props": "white-space: nowrap; text-align: left"}
     display(style.set_table_styles([left]))
     if corner:

@@ -366,6 +366,7 @@ def end_labels(ax: Axes, apart: float = 0.065) -> None:
     `apart` (share of the axes' height) where the lines end close to each other."""
     lines = [line for line in ax.lines if not line.get_label().startswith("_")]
     ends = [line.get_xydata()[-1] for line in lines]
+    ax.autoscale_view()  # which else waits for the drawing
     places = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
     order = np.argsort(places, kind="stable")
     steps = apart * np.arange(len(lines))
