@@ -372,11 +372,11 @@ TABLES = {
     "orders_standard": Table("04_baselines", _ORDERS, "minilm", standard_table),
 }
 FIGURES = {
-    "baselines_methods": Figure(
-        *_HARD8, methods, "How does the stack compare with what one would do otherwise?", "frames"
-    ),
     "baselines_differences": Figure(
         *_HARD8, differences, "Which differences from the routed stack are real?", "frames"
+    ),
+    "baselines_methods": Figure(
+        *_HARD8, methods, "How does the stack compare with what one would do otherwise?", "frames"
     ),
     "baselines_stream": Figure(
         *_HARD8, stream, "Which methods hold their accuracy as tasks are added?", "frames"

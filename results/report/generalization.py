@@ -84,11 +84,9 @@ def answers(run: Run) -> Drawn:
     alt = "A line for each task, those of the stack above a rule and those never trained on below "
     alt += "it, each group with its mean; marks with ranges: latest adapter, routed stack, best "
     alt += "single frame, best frame per task; grey strokes mark chance."
-    look = (
-        "Above the rule other rows of the stack's tasks, below it tasks it was never trained on. "
-    )
-    look += "The best single frame and the best frame per task are chosen on these very rows, in "
-    look += "hindsight. At 0: no word for the answer."
+    look = "Above the rule other rows of the stack's tasks, below it tasks it never saw. The best "
+    look += "single frame and the best frame per task are chosen on these very rows, in hindsight. "
+    look += "At 0: no word for the answer."
     seeds = _seeds(run)
     look += " Lines: lowest and highest seed." if len(seeds) > 1 else ""
     return Drawn(ax, _who_is_ahead(found, groups), alt, look, seeds)

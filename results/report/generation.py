@@ -42,12 +42,12 @@ ASKED = ["own frame", "bare backbone"]
 
 def generative_table(metrics: pd.DataFrame) -> pd.DataFrame:
     """Written answers, published and measured by notebook 08, seed by seed, and mean and range over
-    seeds. Index: who, seed."""
+    seeds; unreadable are answers of the saved frames. Index: who, seed."""
     drop = name("stack_drop")
     columns = {f"{who} (%)": {"metric": "mean_written", "split": k} for who, k in WHO.items()}
     columns |= {
         drop: "drop",
-        "unreadable, saved frames (%)": {"metric": "mean_unreadable", "split": "own frame"},
+        "unreadable (%)": {"metric": "mean_unreadable", "split": "own frame"},
         name("router_accuracy"): "mean_router_accuracy",
     }
     metrics = metrics.sort_values("seed", kind="stable")
@@ -150,12 +150,11 @@ def tasks(run: Run) -> Drawn:
     alt = "Three bars with whiskers for every task: latest adapter, saved frames, routed stack; "
     alt += "chance is dotted."
     look = "Blue above red is what forgetting costs, blue above green what the router costs; the "
-    look += "number is the routed stack's. "
-    look += "Bars: mean over seeds. " if len(seeds) > 1 else ""
-    look += "Whiskers: 95 % bootstrap interval over evaluation rows"
-    look += (
-        ", from the lowest seed's lower to the highest seed's upper end." if len(seeds) > 1 else "."
+    look += "number is the routed stack's. Whiskers: 95 % bootstrap interval over evaluation rows"
+    several = (
+        ", from the lowest seed's lower to the highest seed's upper end; bars: mean over seeds"
     )
+    look += f"{several if len(seeds) > 1 else ''}."
     return Drawn(ax, answer, alt, look, seeds)
 
 
@@ -169,10 +168,10 @@ def matrix(run: Run) -> Drawn:
     lost = 100 * (table.iloc[-1] - learned)[:-1]
     kept = 100 * (learned - chosen)[:-1].mean()
     answer = (
-        f"Choosing among the label words, the latest adapter loses {0.0 - lost.mean():.1f} points "
-        f"on earlier tasks, most on {lost.idxmin()} ({lost.min():+.1f}); the saved frames lose "
-        f"{kept:.1f}, and {equal.sum()} of {len(equal)} give the same log probabilities to the "
-        "last bit."
+        f"Choosing among the label words, the latest adapter ends {lost.mean():+.1f} points from "
+        f"what it had learned of earlier tasks, lowest on {lost.idxmin()} ({lost.min():+.1f}); the "
+        f"saved frames lose {kept:.1f}, and {equal.sum()} of {len(equal)} give the same log "
+        "probabilities to the last bit."
     )
     figure = plotting.accuracy_matrix(table, chance)
     for ax in figure.axes:
@@ -221,7 +220,7 @@ def memory(run: Run) -> Drawn:
     look = "The first row is the percentage that is correct with nothing shown, the others the "
     look += "change in points: red is lost, blue gained. A hatched cell is not to be told from no "
     look += (
-        "change: its 95 % bootstrap interval, over questions (of the mean, over seeds and tasks), "
+        "change: its 95 % bootstrap interval over questions (of the mean, over seeds and tasks) "
     )
     look += "holds 0. Half of the evaluation rows."
     return Drawn(axes[0].figure, answer, alt, look, found["seed"].unique().tolist())
@@ -291,8 +290,9 @@ def beside_published(run: Run) -> Drawn:
     look = (
         "The models differ (published: Llama-3.2-1B, mean of two seeds), so compare the distance "
     )
-    look += "of latest adapter and routed stack, and not the level. Lines: lowest and highest seed."
+    look += "of latest adapter and routed stack, and not the level."
     seeds = numbers.loc[numbers["who"].eq("measured here"), "seed"].unique().tolist()
+    look += " Lines: lowest and highest seed." if len(seeds) > 1 else ""
     return Drawn(ax, answer, alt, look, seeds)
 
 

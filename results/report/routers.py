@@ -592,8 +592,8 @@ FIGURES = {
     "routers_thresholds": Figure(*_12, thresholds, "Does the threshold of the walk matter?"),
     "routers_learning": Figure(*_12, learning, "How many routing texts does a router need?"),
     "routers_cost": Figure(*_12, cost, "What does a router cost with many frames?"),
-    "attacks": Figure(*_ATTACKED, attacks, "Does the router follow the content or the form?"),
     "attacks_lost": Figure(*_ATTACKED, lost, "What does each router lose under attack?"),
+    "attacks": Figure(*_ATTACKED, attacks, "Does the router follow the content or the form?"),
     "attacks_formatted": Figure(
         *_ATTACKED, formatted, "And where every task has a format of its own?"
     ),
