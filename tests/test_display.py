@@ -23,8 +23,10 @@ def outputs(monkeypatch):
 
 def test_a_picture_has_its_text_and_a_caption(monkeypatch):
     shown = outputs(monkeypatch)
-    content = display.png(plt.subplots()[1])
-    assert Image.open(io.BytesIO(content)).size == (768, 576) and not plt.get_fignums()
+    ax = plt.subplots()[1]
+    content = display.png(ax)
+    assert Image.open(io.BytesIO(content)).size == (768, 576)
+    assert ax.figure.number not in plt.get_fignums()
     display.show_picture(content, "two bars", "Look at the left one.")
     picture, caption = shown
     assert picture._repr_mimebundle_()[1]["image/png"]["alt"] == "two bars"

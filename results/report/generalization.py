@@ -73,6 +73,7 @@ def answers(run: Run) -> Drawn:
             ax.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", zorder=-1)
     ax.plot([], [], linestyle="none", markersize=10, **style("chance"))
     ax.legend(ncols=5, **plotting.ABOVE)
+    ax.set_xticks(range(0, 101, 20))
     ax.set_xlim(-3, 103)
     ax.set_yticks(range(len(order)), [line if line in TASKS else "mean" for line in order])
     ends = np.cumsum([0, *(len(tasks) + 1 for tasks in groups.values())]) - 0.5

@@ -285,6 +285,7 @@ def beside_published(run: Run) -> Drawn:
     means, low, high = (part[order] for part in (means, low, high))
     title = "Written answers, published and measured"
     ax = plotting.dots(means, "percent, or percentage points", title=title, low=low, high=high)
+    ax.set_xticks(range(0, 101, 20))
     alt = "Dots for each number that was published: the publication in grey, our mean and range "
     alt += "over seeds in blue."
     look = (

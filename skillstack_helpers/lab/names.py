@@ -95,10 +95,10 @@ STYLES = {  # display name -> colour, marker: the same in the whole suite
     "hybrid_svm": (SKY, "<"),
     "hybrid_embed": (ORANGE, "s"),
     "scaffold_blind": (GREEN, "^"),
-    "centroid": (PURPLE, "v"),
+    "centroid": (PURPLE, "h"),
     "profile": (YELLOW, "P"),
     "arrow": (RED, "X"),
-    "format augmented": (BROWN, "h"),
+    "format augmented": (BROWN, "8"),
     "keyword augmented": (BLACK, "*"),
 }
 OTHERS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BROWN, BLACK)  # for what has no name here
