@@ -135,6 +135,7 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, data_dir,
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=180_000)  # as all waits of a page: a busy machine is no failure
     folder = newest_stack(demo)
     stack = open_stack(folder)
     routers = stack_routers(stack, folder)
@@ -146,6 +147,8 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, data_dir,
 
     page.get_by_role("button", name="news", exact=True).click()  # an example, one click
     page.locator(".card").wait_for()
+    ready = page.get_by_role("button", name="Answer", exact=True)
+    expect(ready).to_be_enabled()  # while it works, it takes no second question
     text = TEXT if DEMO else stream[1].texts("eval")[0]
     area = page.get_by_label("text", exact=True)
     area.fill(text)
@@ -195,6 +198,7 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, data_dir,
     shown(page, "threshold").press("Enter")
     page.locator(".card", has_text=f"none of {len(stack)} frames was above").wait_for()
 
+    expect(ready).to_be_enabled()
     evil = "<img src=x onerror=\"document.title='taken'\"> class1"
     area.fill(evil)
     area.press("Control+Enter")
