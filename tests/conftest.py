@@ -15,6 +15,7 @@ import torch
 
 from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.config import TrainingConfig
+from skillstack_helpers.lab.runs import COLUMNS
 from skillstack_helpers.tasks import TASKS, load_task
 
 torch.set_num_threads(1)  # the stand-ins are too small for more
@@ -45,6 +46,19 @@ def write_folder(folder: Path, names, n_train=120, n_test=60) -> Path:
             rows = make_rows(name, n * classes // 2, rng)
             rows.to_parquet(folder / name / f"{split}.parquet", index=False)
     return folder
+
+
+def rows(method, metric, values, **columns):
+    """Rows of metrics.csv, a value for each of the seeds 0, 1, ..."""
+    row = dict.fromkeys(COLUMNS, "") | {"model": "minilm", "preset": "hard12", "split": "eval"}
+    row |= {"method": method, "metric": metric, "unit": "fraction", "n": 1}
+    return pd.DataFrame(
+        [
+            row | {"run_id": f"r{seed}", "seed": seed, "value": value, **columns}
+            for seed, value in enumerate(values)
+        ],
+        columns=COLUMNS,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, rows
 
 from skillstack_helpers import SkillStackError
 from skillstack_helpers.lab.names import name
@@ -18,19 +18,6 @@ from report import base, pages, streams
 @pytest.fixture(scope="module")
 def committed():
     return load_runs()
-
-
-def rows(method, metric, values, **columns):
-    """Rows of metrics.csv, a value for each of the seeds 0, 1, ..."""
-    row = dict.fromkeys(COLUMNS, "") | {"model": "minilm", "preset": "hard12", "split": "eval"}
-    row |= {"method": method, "metric": metric, "unit": "fraction", "n": 1}
-    return pd.DataFrame(
-        [
-            row | {"run_id": f"r{seed}", "seed": seed, "value": value, **columns}
-            for seed, value in enumerate(values)
-        ],
-        columns=COLUMNS,
-    )
 
 
 # ------------------------------------------------------------------ what a cell says

@@ -1,7 +1,6 @@
 """Figures of notebook 09 by hand; their tables are in test_report_generation.py."""
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -11,8 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from conftest import ROOT
-from test_report import rows
+from conftest import ROOT, rows
 
 from skillstack_helpers.tasks import PRESETS
 
@@ -55,14 +53,10 @@ def run_of(monkeypatch):
             return found["value"].item() if len(found) else float("nan")
 
         config = SimpleNamespace(preset="mixed8")
-        read = {
-            "r42": lambda name, _: files[name[:-4]][0],
-            "r7": lambda name, _: files[name[:-4]][1],
-        }
         one = {"alike": lambda: metrics, "config": config, "value": value_of, "metrics": mine}
-        kept = {name: SimpleNamespace(read=each) for name, each in read.items()}
-        monkeypatch.setattr(generalization, "read_run", lambda path: kept[path.name])
-        return SimpleNamespace(folder=Path("runs/r42"), read=read["r42"], **one)
+        one["read"] = lambda name, _: files[name[:-4]][0]
+        one["read_alike"] = lambda name, _: list(zip((42, 7), files[name[:-4]], strict=True))
+        return SimpleNamespace(**one)
 
     return made
 

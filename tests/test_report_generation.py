@@ -10,14 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, rows
 
 from skillstack_helpers import SkillStackError
 from skillstack_helpers.lab.runs import load_runs
 
 sys.path.insert(0, str(ROOT / "results"))
 from report import generalization, generation, pages
-from test_report import rows
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +197,7 @@ def test_gains_are_paired_over_the_questions_of_all_seeds():
     assert gains.loc[("own frame", "wrong memory", "imdb"), "gain"] == 0
 
 
-def test_cells_that_may_be_nothing_are_hatched(monkeypatch):
+def test_cells_that_may_be_nothing_are_hatched():
     answers, tables = memories(), []
     for (who, shown, task), part in answers.groupby(["who", "shown", "task"], sort=False):
         on = {"split": f"{who}: {shown}", "eval_task": task, "preset": "gen_mixed5"}
@@ -206,14 +205,9 @@ def test_cells_that_may_be_nothing_are_hatched(monkeypatch):
             rows("generative", "memory", [part["right"].mean()], **on | {"seed": s, "run_id": r})
             for s, r in ((42, "r42"), (7, "r7"))
         ]
-    kept = {r: (lambda name: answers) for r in ("r42", "r7")}
-
-    def read_run(path):
-        seed = SimpleNamespace(seed=int(path.name[1:]))
-        return SimpleNamespace(read=kept[path.name], config=seed)
-
-    monkeypatch.setattr(generation, "read_run", read_run)
-    drawn = generation.memory(run_of(pd.concat(tables)))
+    run = run_of(pd.concat(tables))
+    run.read_alike = lambda name: [(42, answers), (7, answers)]
+    drawn = generation.memory(run)
     frame, bare = drawn.figure.axes
     assert drawn.answer == (
         "Two examples from the memory of the right frame change the accuracy of the saved frames "

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, rows
 
 matplotlib.use("Agg")
 sys.path.insert(0, str(ROOT / "results"))
@@ -15,20 +15,7 @@ from report import base, routers
 
 from skillstack_helpers import SkillStackError
 from skillstack_helpers.lab import plotting
-from skillstack_helpers.lab.runs import COLUMNS, load_runs, placed, read_run
-
-
-def rows(method, metric, values, **columns):
-    """Rows of metrics.csv, a value for each of the seeds 0, 1, ..."""
-    row = dict.fromkeys(COLUMNS, "") | {"model": "minilm", "preset": "hard12", "split": "eval"}
-    row |= {"method": method, "metric": metric, "unit": "fraction", "n": 1}
-    return pd.DataFrame(
-        [
-            row | {"run_id": f"r{seed}", "seed": seed, "value": value, **columns}
-            for seed, value in enumerate(values)
-        ],
-        columns=COLUMNS,
-    )
+from skillstack_helpers.lab.runs import load_runs, placed, read_run
 
 
 def run_of(notebook):
@@ -189,13 +176,13 @@ def test_reliability_has_a_square_panel_for_each_router(compared):
 
 def test_learning_and_cost_are_of_the_tables(compared):
     drawn = routers.learning(compared)
-    table = routers._tables(compared, "learning.csv")
+    table = routers.files(compared, "learning.csv")
     assert len(table) == 2 * len(compared.read("learning.csv"))
     ends = table[table["router"].eq("hybrid_svm")].groupby("n_router")["accuracy"].mean() * 100
     assert f"from {ends.iloc[0]:.1f} to {ends.iloc[-1]:.1f} %" in drawn.answer.replace("goes ", "")
     assert {"chance", "budget of this run"} <= texts(drawn)
     drawn = routers.cost(compared)
-    most = routers._tables(compared, "cost.csv").query("frames == 64")
+    most = routers.files(compared, "cost.csv").query("frames == 64")
     seconds = most.groupby("router")["fit_seconds"].mean()
     assert f"{seconds.min():.3g} ({seconds.idxmin()})" in drawn.answer
     assert {*compared.read("cost.csv")["router"], "Fitting", "Routing one text"} <= texts(drawn)
@@ -222,11 +209,11 @@ def test_misrouted_counts_answers(compared, monkeypatch):
         ],
         columns=["task", "scaffold_blind_frame", "scaffold_blind_right", "oracle_right"],
     ).assign(seed=1)
-    monkeypatch.setattr(routers, "_tables", lambda run, file: table)
+    monkeypatch.setattr(routers, "files", lambda run, file: table)
     drawn = routers.misrouted(compared)
     assert "3 of 4 texts" in drawn.answer and "67 % of them" in drawn.answer
     assert {"2 of 2", "0 of 1", "sst2 → imdb", "sst2 → agnews"} <= texts(drawn)
-    monkeypatch.setattr(routers, "_tables", lambda run, file: table[:1])
+    monkeypatch.setattr(routers, "files", lambda run, file: table[:1])
     drawn = routers.misrouted(compared)
     assert drawn.answer == "scaffold_blind sends 0 of 1 texts to another frame."
     assert "no text was misrouted" in texts(drawn)
@@ -262,7 +249,7 @@ def test_formats_and_lengths(attacked):
     assert f"finds {table.loc['hybrid_svm', 'normal']:.1f} % of the frames" in drawn.answer
     assert {"own format", "another's format", "held-out format"} <= texts(drawn)
     drawn = routers.lengths(attacked)
-    probe = routers._tables(attacked, "probe.parquet")
+    probe = routers.files(attacked, "probe.parquet")
     short = probe[probe["setting"].eq("as streamed") & probe["router"].eq("hybrid_svm")]
     short = short[short["condition"].eq("keywords") & short["words"].lt(20)]
     cell = f"{100 * (short['frame'] == short['task']).mean():.1f}  (n = {len(short)})"

@@ -143,6 +143,8 @@ def test_the_threshold_is_the_users(app, stream):
 
 def test_many_frames_are_asked_only_on_demand(saved, stream, monkeypatch):
     monkeypatch.setattr(widgets, "BESIDE", 1)
+    asked, ask = [], views.ask
+    monkeypatch.setattr(views, "ask", lambda *of: asked.extend(of[2]) or ask(*of))
     app = widgets.Inspector(saved, saved.parent)
     app.text.value = stream[1].texts("eval")[0]
     app.ask_button.click()
@@ -150,6 +152,7 @@ def test_many_frames_are_asked_only_on_demand(saved, stream, monkeypatch):
     assert shown(app.answer.children[-2]).count(rows) == 1  # the next best
     app.answer.children[-1].click()
     assert shown(app.answer.children[-1]).count(rows) == 2  # all but the frame that answers
+    assert len(asked) == len(set(asked)) == 3  # nobody twice
 
 
 def cells(box, texts) -> dict[tuple[str, str], int]:

@@ -69,14 +69,9 @@ def bootstrapped(cell: pd.DataFrame, form: str = "{:+.1f}") -> str:
     return mean(cell, form) + ("" if "nan" in ends else f" [{ends}]")
 
 
-def listed(cell: pd.DataFrame) -> str:
+def every(cell: pd.DataFrame) -> str:
     """Every number."""
     return ", ".join(cell["value"].map("{:.1f}".format))
-
-
-def seeds(cell: pd.DataFrame) -> str:
-    """How many seeds."""
-    return str(cell["seed"].nunique())
 
 
 def number(cell: pd.DataFrame) -> float:
@@ -134,6 +129,17 @@ def summary(
     return table if form is number else table.astype(object).fillna("")
 
 
+def figures(
+    numbers: pd.DataFrame,
+    rows: Sequence[str],
+    columns: Mapping[str, str | Mapping],
+    value: Callable[[pd.DataFrame], float] = lambda cell: cell["value"].mean(),
+) -> pd.DataFrame:
+    """`summary` as numbers to draw, means unless told otherwise; NaN where there is none."""
+    table = summary(numbers, rows, columns, value)
+    return table.apply(pd.to_numeric, errors="coerce")
+
+
 def over_seeds(cell: pd.DataFrame) -> tuple[float, float]:
     """Lowest and highest seed."""
     return seed_range(cell.groupby("seed")["value"].mean())
@@ -150,15 +156,33 @@ def with_ends(
     columns: Mapping[str, str | Mapping],
     ends: Callable[[pd.DataFrame], tuple[float, float]] = over_seeds,
 ) -> list[pd.DataFrame]:
-    """What a figure with intervals is drawn from, three tables of numbers as `summary` makes them:
-    means, lower ends, upper ends; NaN where there is none."""
-    forms = (
-        lambda cell: cell["value"].mean(),
-        lambda cell: ends(cell)[0],
-        lambda cell: ends(cell)[1],
-    )
-    made = [summary(numbers, rows, columns, form) for form in forms]
-    return [table.apply(pd.to_numeric, errors="coerce") for table in made]
+    """What a figure with intervals is drawn from, three tables of `figures`: means, lower ends,
+    upper ends."""
+    low, high = (lambda cell, end=end: ends(cell)[end] for end in (0, 1))
+    means = figures(numbers, rows, columns)
+    return [means, *(figures(numbers, rows, columns, end) for end in (low, high))]
+
+
+def seeds_of(found: pd.DataFrame) -> list[int]:
+    """The seeds of these numbers, for the caption of a figure."""
+    return found["seed"].unique().tolist()
+
+
+def ends_said(found: pd.DataFrame, what: str = "Bars") -> str:
+    """What the intervals of a figure over seeds are, where it has any."""
+    return f" {what}: lowest and highest seed." if found["seed"].nunique() > 1 else ""
+
+
+def files(run: Run, name: str) -> pd.DataFrame:
+    """A file of the run and of those that are alike, one below the other, with the seed."""
+    parts = [table.assign(seed=seed) for seed, table in run.read_alike(name)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def crossed(texts: pd.Series, frames: pd.Series, order: Sequence[str]) -> pd.DataFrame:
+    """How many texts of each task (rows) go to each frame (columns), in this order."""
+    counts = pd.crosstab(texts, frames)
+    return counts.reindex(index=order, columns=order, fill_value=0)
 
 
 def meant(numbers: pd.DataFrame, where: Mapping) -> pd.Series:

@@ -22,6 +22,7 @@ from .base import (
     bootstrapped,
     chance,
     check_alike,
+    figures,
     in_order,
     mean,
     meant,
@@ -29,6 +30,7 @@ from .base import (
     minus,
     over_pairs,
     published,
+    seeds_of,
     spread,
     summary,
     whole,
@@ -185,7 +187,7 @@ def methods(run: Run) -> Drawn:
         "Compare like with like: filled marks are told the task, hollow ones use the same router "
     )
     look += "(that of the saved frames is the routed stack). Bars: lowest and highest seed."
-    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(ax, answer, alt, look, seeds_of(found))
 
 
 def differences(run: Run) -> Drawn:
@@ -210,7 +212,7 @@ def differences(run: Run) -> Drawn:
     alt += "routed, each with its interval; a dashed line marks no difference."
     look = "Filled marks are told the task and the routed stack is not: that is how the published "
     look += "comparisons were set up. Bars: 95 % bootstrap interval over seeds and tasks."
-    return Drawn(ax, " ".join(sentences), alt, look, pairs["seed"].unique().tolist())
+    return Drawn(ax, " ".join(sentences), alt, look, seeds_of(pairs))
 
 
 def search(run: Run) -> Drawn:
@@ -241,10 +243,8 @@ def search(run: Run) -> Drawn:
         sentence += f"({100 * best['final']:.1f} % at the end of the stream"
         sentences.append(sentence + (", at the edge of what was searched)." if edge else ")."))
     axes[-1].set_ylabel(axes[-1].get_ylabel() if len(axes) == 1 else "")
-    figure = axes[0].figure
     title = f"Searched on {run.config.preset} with a quarter of the training rows, judged on {n} "
-    how = {"fontsize": plotting.TITLE, "parse_math": False, "x": 0.01, "ha": "left"}
-    figure.suptitle(f"{title}routing rows", **how)
+    figure = plotting.over_all(axes, f"{title}routing rows")
     plotting.legend_below(axes)
     alt = "A panel for each penalty: accuracy right after each task and at the end of the stream "
     alt += "against the strength; a dotted line marks the strength that was chosen."
@@ -285,7 +285,7 @@ def stream(run: Run) -> Drawn:
     look += "from the saved frames forgets. Bands: lowest and highest seed."
     if absent:
         look += f" No line: {listed(absent)}, for all tasks are learned at once there."
-    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(ax, answer, alt, look, seeds_of(found))
 
 
 def tasks(run: Run) -> Drawn:
@@ -294,8 +294,8 @@ def tasks(run: Run) -> Drawn:
     columns = {task: {"metric": "final", "eval_task": task} for task in order}
     routed = {task: {"metric": "routed", "eval_task": task} for task in order}
     stack = found[found["method"].eq("frames")]
-    table = with_ends(found, ["method"], columns)[0].rename(index=name)
-    routed = with_ends(stack, ["method"], routed)[0].set_axis(["routed stack"])
+    table = figures(found, ["method"], columns).rename(index=name)
+    routed = figures(stack, ["method"], routed).set_axis(["routed stack"])
     table = pd.concat([routed, table]) / 100
     lost = 100 * (table.loc[["routed stack", name("sequential")]] - table.loc[name("frames")])
     where, most = lost.idxmin(axis=1), lost.min(axis=1)
@@ -305,14 +305,14 @@ def tasks(run: Run) -> Drawn:
     ax = plotting.task_grid(table, chance(run.config.preset), title)
     alt = "A heat map: rows the methods, columns the tasks and their mean; the last row is chance."
     look = "The first row is told nothing, all others are told the task. White is chance."
-    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(ax, answer, alt, look, seeds_of(found))
 
 
 def cost(run: Run) -> Drawn:
     """Bytes to keep, and the router's that come on top where the task is not told."""
     found = _ours(run.alike())
     by = {"stored": "stored_bytes", "router": "router_bytes"}
-    table = with_ends(found, ["method"], by)[0].rename(index=name)
+    table = figures(found, ["method"], by).rename(index=name)
     router = table["router"].max()
     needs = pd.Series(router, table.index).mask(table.index == name("tfidf_union"), 0.0)
     size = table["stored"].loc[(table["stored"] + needs).sort_values(kind="stable").index]
@@ -326,12 +326,10 @@ def cost(run: Run) -> Drawn:
     sums = zip(size, needs, strict=True)
     sums = [f"{own:.1f} + {more:.1f}" if more else f"{own:.1f}" for own, more in sums]
     ax.bar_label(bars, sums, fontsize=plotting.SMALL, padding=3)
-    ax.set_yticks(places, size.index)
-    ax.set_ylim(len(size) - 0.4, -0.6)
+    plotting.name_lines(ax, size.index)
     ax.margins(x=0.15)
     ax.set_xlabel("MB kept after the last task, adapters, heads and what the method adds to them")
-    ax.legend(**plotting.ABOVE)
-    ax.set_title("What must be kept", fontsize=plotting.TITLE, loc="left", pad=26)
+    plotting.headed(ax, "What must be kept")
     answer = (
         f"The saved frames take {size[name('frames')]:.1f} MB and their router {router:.1f} MB; "
     )
@@ -342,7 +340,7 @@ def cost(run: Run) -> Drawn:
         "All but the classifier over all labels need the router when they are not told the task. "
     )
     look += "Joint training needs all rows again for every new task; they are not counted."
-    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(ax, answer, alt, look, seeds_of(found))
 
 
 def _drawn(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:

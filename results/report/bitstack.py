@@ -10,7 +10,18 @@ from skillstack_helpers.lab.names import name, style
 from skillstack_helpers.lab.runs import Run
 from skillstack_helpers.tasks import PRESETS
 
-from .base import Figure, Table, chance, mean, measured, published, summary, with_ends
+from .base import (
+    Figure,
+    Table,
+    chance,
+    figures,
+    mean,
+    measured,
+    published,
+    seeds_of,
+    summary,
+    with_ends,
+)
 
 PANELS = {
     "final_drop": "Points lost on earlier tasks",
@@ -76,7 +87,7 @@ def sparsity(run: Run) -> Drawn:
     table = curve(found)
     whole = found[found["eval_task"].eq("") & found["trained_through"].eq("")]
     others = whole[whole["method"].isin(["frames", "ewc"])]
-    lines = with_ends(others, ["method"], {m: m for m in PANELS})[0].loc[["frames", "ewc"]]
+    lines = figures(others, ["method"], {m: m for m in PANELS}).loc[["frames", "ewc"]]
     lines = lines.rename(index=name)  # the dashed line comes last, so that equal ones show both
     axes = plotting.panels(1, len(PANELS), plotting.WIDEST, 3.8)
     for ax, (metric, title) in zip(axes, PANELS.items(), strict=True):
@@ -108,7 +119,7 @@ def sparsity(run: Run) -> Drawn:
     look += "learned less what was lost. Bands: lowest and highest seed."
     if table["method"].eq("published").any():
         look += " Published: single runs with GPT-2, points lost only."
-    return Drawn(axes[0].figure, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(axes[0].figure, answer, alt, look, seeds_of(found))
 
 
 def tasks(run: Run) -> Drawn:
@@ -117,7 +128,7 @@ def tasks(run: Run) -> Drawn:
     order = list(PRESETS[run.config.preset])
     last = {"metric": "accuracy", "trained_through": order[-1]}
     columns = {task: last | {"eval_task": task} for task in order}
-    table = with_ends(found, ["method"], columns)[0].rename(index=name) / 100
+    table = figures(found, ["method"], columns).rename(index=name) / 100
     first = order[0]
     masked = table[table.index.str.startswith("BitStack")][first]
     title = "Accuracy at the end of the stream (%)"
@@ -133,7 +144,7 @@ def tasks(run: Run) -> Drawn:
     alt = "A heat map: rows the methods, columns the tasks and their mean; the last row is chance."
     look = "All are told the task. The stream runs from left to right: the first columns have had "
     look += "most time to be forgotten. White is chance."
-    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(ax, answer, alt, look, seeds_of(found))
 
 
 def size(run: Run) -> str:

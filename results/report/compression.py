@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,20 +13,23 @@ from matplotlib.transforms import Bbox
 from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name, style
-from skillstack_helpers.lab.runs import Run, read_run
+from skillstack_helpers.lab.runs import Run
 from skillstack_helpers.tasks import PRESETS
 
-from . import base
 from .base import (
     RANGE,
     Figure,
     Table,
     by_seed,
     check_alike,
+    ends_said,
+    every,
+    figures,
     in_order,
     measured,
     minus,
     published,
+    seeds_of,
     signed,
     summary,
     whole,
@@ -82,8 +87,8 @@ def boundary_table(metrics: pd.DataFrame) -> pd.DataFrame:
     answers compared by label id, so that a frame with other labels can be correct by luck, which is
     how the published numbers read."""
     columns = {
-        "published: all tasks": ("published loss", base.listed),
-        "published: its own task": ("published task_loss", base.listed),
+        "published: all tasks": ("published loss", every),
+        "published: its own task": ("published task_loss", every),
         "all tasks": "loss",
         "its own task": "task_loss",
         "all tasks, by position": "loss_by_id",
@@ -194,7 +199,7 @@ PLACES += [(0, 20), (0, -20), (14, 16), (14, -16), (-14, 16), (-14, -16)]
 def size(run: Run) -> Drawn:
     """Size against routed accuracy: every way to make the stack smaller."""
     metrics = run.alike()
-    table, seeds = shrink_table(metrics), metrics["seed"].unique().tolist()
+    table = shrink_table(metrics)
     points = 100 * table[["bytes", "change", "low", "high"]].rename(index=name)
     points["front"] = pareto(points["bytes"], points["change"])
     crowd = points.loc[_crowd(points["bytes"])].sort_values("change", ascending=False)
@@ -213,8 +218,8 @@ def size(run: Run) -> Drawn:
     alt += " Below, the ways of about the same size, a line each." if len(crowd) else ""
     look = "Left is smaller, up is better; above the dotted line nothing is lost. A way is on the "
     look += "Pareto front if no other is as small and better, or smaller and as good."
-    look += " Bars: lowest and highest seed." if len(seeds) > 1 else ""
-    return Drawn(axes[0].figure, _how_small(table, points), alt, look, seeds)
+    look += ends_said(metrics)
+    return Drawn(axes[0].figure, _how_small(table, points), alt, look, seeds_of(metrics))
 
 
 def _how_small(table: pd.DataFrame, points: pd.DataFrame) -> str:
@@ -237,8 +242,7 @@ def _rows(ax: Axes, crowd: pd.DataFrame, xlabel: str) -> None:
     ax.hlines(at, crowd["low"], crowd["high"], color=_COLOR, lw=1.6, zorder=2)
     _marks(ax, crowd["change"].to_numpy(), at, crowd["front"])
     ax.axvline(0, color="#888888", ls=":", lw=1, zorder=0)
-    ax.set_yticks(at, crowd.index)
-    ax.set_ylim(len(crowd) - 0.4, -0.6)
+    plotting.name_lines(ax, crowd.index)
     ax.set_xlim(min(-1, ax.get_xlim()[0]), max(1, ax.get_xlim()[1]))
     ax.grid(axis="x", alpha=0.3)
     ax.set_xlabel(xlabel)
@@ -346,8 +350,7 @@ def change(run: Run) -> Drawn:
     less = found.assign(value=minus(found, ["seed", "eval_task"], split="full"))
     less = less[less["split"].ne("full") & less["eval_task"].ne("")]
     columns = {task: {"metric": "routed", "eval_task": task} for task in order}
-    table = summary(less.assign(unit=""), ["split"], columns, lambda cell: cell["value"].mean())
-    table = table.astype(float).rename(index=name)
+    table = figures(less.assign(unit=""), ["split"], columns).rename(index=name)
     means = table.mean(axis=1)
     lost, won = table.stack().idxmin(), table.stack().idxmax()
     answer = f"{(means.round(6) >= 0).sum()} of {len(means)} ways lose nothing on the mean over "
@@ -362,7 +365,7 @@ def change(run: Run) -> Drawn:
     alt = "A heat map: rows the ways to make the stack smaller, columns the tasks and their mean."
     look = "Red is lost and blue is won against the full stack, empty is no change; one of the "
     look += f"{rows} rows of a task is {100 / rows:.1f} points."
-    return Drawn(ax, answer, alt, look, metrics["seed"].unique().tolist())
+    return Drawn(ax, answer, alt, look, seeds_of(metrics))
 
 
 def boundary(run: Run) -> Drawn:
@@ -411,22 +414,17 @@ def boundary(run: Run) -> Drawn:
     look = "The anchor takes its whole family with it. By position, a frame with other labels is "
     look += "correct by luck, and so the published losses seem to be counted. "
     look += "Bars: lowest and highest seed."
-    return Drawn(axes[0].figure, answer, alt, look, metrics["seed"].unique().tolist())
+    return Drawn(axes[0].figure, answer, alt, look, seeds_of(metrics))
 
 
 def family(run: Run) -> Drawn:
     """Each frame on each task of the family, and where a removed frame's texts go; means over
     seeds."""
-    runs = [read_run(run.folder.parent / each) for each in run.alike()["run_id"].unique()]
-    table = _mean([each.read("transfer.csv", index_col=0) for each in runs])
-    shares = _mean(
-        [
-            each.read("substitutes.csv").pivot_table(
-                index="removed", columns="frame", values="share", fill_value=0, sort=False
-            )
-            for each in runs
-        ]
-    )
+    seeds, tables = zip(*run.read_alike("transfer.csv", 0), strict=True)
+    table = _mean(tables)
+    how = {"index": "removed", "columns": "frame", "values": "share", "fill_value": 0}
+    sent = [each for _, each in run.read_alike("substitutes.csv")]
+    shares = _mean([each.pivot_table(**how, sort=False) for each in sent])
     frames = [task for task in PRESETS[run.config.preset] if task in shares]
     shares = 100 * shares.reindex(index=table.index, columns=frames).fillna(0)
     size = plotting.WIDEST, 2.5 + 0.34 * len(table)
@@ -453,10 +451,10 @@ def family(run: Run) -> Drawn:
     alt += "family; right, for each frame removed, the share of its task's texts each other gets."
     look = f"Left, a column read downwards is one task under every frame; white is {start:.0f} %. "
     look += "Right, a row is where the router sends one task's texts once its frame is gone."
-    return Drawn(one.figure, answer, alt, look, [each.config.seed for each in runs])
+    return Drawn(one.figure, answer, alt, look, seeds)
 
 
-def _mean(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def _mean(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The mean of tables cell by cell; a cell that a table does not have counts as 0."""
     rows, columns = tables[0].index, list(dict.fromkeys(c for table in tables for c in table))
     alike = [table.reindex(index=rows, columns=columns).fillna(0) for table in tables]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
@@ -9,10 +11,21 @@ from matplotlib.patches import Rectangle
 from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import style
-from skillstack_helpers.lab.runs import Run, read_run
+from skillstack_helpers.lab.runs import Run
 from skillstack_helpers.tasks import PRESETS, TASKS
 
-from .base import Figure, Table, by_seed, in_order, measured, minus, published, with_ends
+from .base import (
+    Figure,
+    Table,
+    by_seed,
+    ends_said,
+    in_order,
+    measured,
+    minus,
+    published,
+    seeds_of,
+    with_ends,
+)
 
 WAYS = {  # what the runs call it -> display name
     "latest adapter": "latest adapter",
@@ -88,9 +101,8 @@ def answers(run: Run) -> Drawn:
     look = "Above the rule other rows of the stack's tasks, below it tasks it never saw. The best "
     look += "single frame and the best frame per task are chosen on these very rows, in hindsight. "
     look += "At 0: no word for the answer."
-    seeds = _seeds(run)
-    look += " Lines: lowest and highest seed." if len(seeds) > 1 else ""
-    return Drawn(ax, _who_is_ahead(found, groups), alt, look, seeds)
+    look += ends_said(found, "Lines")
+    return Drawn(ax, _who_is_ahead(found, groups), alt, look, seeds_of(found))
 
 
 def _who_is_ahead(found: pd.DataFrame, groups: dict) -> str:
@@ -116,9 +128,10 @@ def _who_is_ahead(found: pd.DataFrame, groups: dict) -> str:
 
 def transfer(run: Run) -> Drawn:
     """Every frame on every task, seen and unseen; means over seeds."""
-    tables, groups, seeds = _tables(run, "transfer.csv"), _groups(run), _seeds(run)
+    seeds, tables = zip(*run.read_alike("transfer.csv", 0), strict=True)
+    groups = _groups(run)
     mean = sum(tables) / len(tables)
-    far = (mean - mean.columns.map(_chance)) / (1 - mean.columns.map(_chance))
+    far = plotting.above_chance(mean, pd.Series({task: _chance(task) for task in mean}))
     counts = [len(tasks) for tasks in groups.values()]
     size = (plotting.WIDEST, 1.6 + 0.34 * len(mean))
     axes = plotting.panels(1, len(groups), *size, width_ratios=counts)
@@ -126,7 +139,7 @@ def transfer(run: Run) -> Drawn:
         numbers = 100 * mean[tasks].where(mean[tasks] > 0)
         how = {"numbers": numbers, "form": "{:.0f}", "bar": False}
         title = f"{GROUPS[group].capitalize()}: correct (%)"
-        plotting.heatmap(100 * far[tasks], title, "", ax, **how)
+        plotting.heatmap(far[tasks], title, "", ax, **how)
         plotting.bold_best(ax, numbers)
         ax.set_xlabel("task of the text")
         for place, task in enumerate(tasks):
@@ -149,7 +162,7 @@ def transfer(run: Run) -> Drawn:
     return Drawn(axes[0].figure, _whose_frame(tables, groups), alt, look, seeds)
 
 
-def _whose_frame(tables: list[pd.DataFrame], groups: dict) -> str:
+def _whose_frame(tables: Sequence[pd.DataFrame], groups: dict) -> str:
     """Where another frame than a task's own is the best, and which one is best on unseen tasks."""
     mean = 100 * sum(tables) / len(tables)
     seen = mean[groups["seen"]]
@@ -171,7 +184,8 @@ def _whose_frame(tables: list[pd.DataFrame], groups: dict) -> str:
 
 def routes(run: Run) -> Drawn:
     """Where the router sends the texts of every task; means over seeds."""
-    tables, groups, seeds = _tables(run, "routes.csv"), _groups(run), _seeds(run)
+    seeds, tables = zip(*run.read_alike("routes.csv", 0), strict=True)
+    groups = _groups(run)
     share = sum(tables) / len(tables)
     share = share.loc[[task for tasks in groups.values() for task in tasks]]
     ax = plotting.panels(1, 1, plotting.WIDEST, 1.6 + 0.33 * len(share))[0]
@@ -219,16 +233,6 @@ def _groups(run: Run) -> dict[str, list[str]]:
     tasks = run.metrics.loc[run.metrics["metric"].eq("accuracy"), "eval_task"].unique()
     groups = {"seen": seen, "unseen": [task for task in tasks if task not in seen]}
     return {group: tasks for group, tasks in groups.items() if tasks}
-
-
-def _tables(run: Run, file: str) -> list[pd.DataFrame]:
-    """A table of every run that is alike."""
-    names = run.alike()["run_id"].unique()
-    return [read_run(run.folder.parent / each).read(file, 0) for each in names]
-
-
-def _seeds(run: Run) -> list[int]:
-    return run.alike()["seed"].unique().tolist()
 
 
 def words_missing(run: Run) -> str:

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name
-from skillstack_helpers.lab.runs import Run, read_run
+from skillstack_helpers.lab.runs import Run
 from skillstack_helpers.metrics import bootstrap_interval
 
 from .base import (
@@ -19,15 +19,20 @@ from .base import (
     Table,
     bootstrapped,
     by_seed,
+    ends_said,
+    every,
+    figures,
+    files,
     mean,
     measured,
     minus,
     over_pairs,
     published,
+    seeds_of,
     summary,
     with_ends,
 )
-from .base import listed as every
+from .streams import MATRIX
 
 WHO = {  # display name -> what the runs call it
     "latest adapter": "latest adapter",
@@ -119,13 +124,12 @@ def _memory(metrics: pd.DataFrame) -> pd.DataFrame:
 def tasks(run: Run) -> Drawn:
     """Written answers per task: latest adapter, saved frames, routed stack; over seeds."""
     found = run.alike()
-    seeds = found["seed"].unique().tolist()
+    seeds = seeds_of(found)
     rows = found[found["eval_task"].ne("")]
 
-    def shown(metric: str, form: Callable) -> pd.DataFrame:
+    def shown(metric: str, value: Callable) -> pd.DataFrame:
         columns = {who: {"metric": metric, "split": split} for who, split in WHO.items()}
-        table = summary(rows, ["eval_task"], columns, form)
-        return table.apply(pd.to_numeric, errors="coerce") / 100
+        return figures(rows, ["eval_task"], columns, value) / 100
 
     table = shown("written", lambda cell: cell["value"].mean())
     low = shown("written_low", lambda cell: cell["value"].min())
@@ -176,18 +180,15 @@ def matrix(run: Run) -> Drawn:
     figure = plotting.accuracy_matrix(table, chance)
     for ax in figure.axes:
         ax.set_xlabel("evaluated on (under that task's own prompt)")
-    alt = "Two heat maps, rows: trained through, columns: evaluated on. Left the accuracy of the "
-    alt += "latest adapter, right the points won or lost since each task was learned."
     look = "Read a column downwards: what one task loses, and what later tasks bring back. Left, "
     look += "white is chance; right, red is lost."
-    return Drawn(figure, answer, alt, look)
+    return Drawn(figure, answer, MATRIX, look)
 
 
 def memory(run: Run) -> Drawn:
     """What two examples in the prompt change, of frame and bare backbone; over seeds."""
     found = run.alike()
-    runs = [read_run(run.folder.parent / each) for each in found["run_id"].unique()]
-    answers = pd.concat([each.read("memory.csv").assign(seed=each.config.seed) for each in runs])
+    answers = files(run, "memory.csv")
     gains, over_tasks = memory_gains(answers), _memory(found)
     order = list(dict.fromkeys(answers["task"]))
     axes = plotting.panels(1, 2, plotting.WIDEST, 3.3)
@@ -223,7 +224,7 @@ def memory(run: Run) -> Drawn:
         "change: its 95 % bootstrap interval over questions (of the mean, over seeds and tasks) "
     )
     look += "holds 0. Half of the evaluation rows."
-    return Drawn(axes[0].figure, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(axes[0].figure, answer, alt, look, seeds_of(found))
 
 
 def memory_gains(answers: pd.DataFrame) -> pd.DataFrame:
@@ -266,7 +267,8 @@ def _gain_panel(ax, who, nothing, gain, low, high) -> None:
 
 def beside_published(run: Run) -> Drawn:
     """Means over tasks, published and measured; over seeds."""
-    numbers = _beside(run.alike())
+    found = run.alike()
+    numbers = _beside(found)
     columns = {
         f"{who} (%)": {"metric": "mean_written", "split": WHO[who]}
         for who in ("latest adapter", "routed stack")
@@ -292,9 +294,8 @@ def beside_published(run: Run) -> Drawn:
         "The models differ (published: Llama-3.2-1B, mean of two seeds), so compare the distance "
     )
     look += "of latest adapter and routed stack, and not the level."
-    seeds = numbers.loc[numbers["who"].eq("measured here"), "seed"].unique().tolist()
-    look += " Lines: lowest and highest seed." if len(seeds) > 1 else ""
-    return Drawn(ax, answer, alt, look, seeds)
+    look += ends_said(found, "Lines")
+    return Drawn(ax, answer, alt, look, seeds_of(found))
 
 
 def unreadable(run: Run) -> str:

@@ -23,15 +23,7 @@ from skillstack_helpers.lab.display import Drawn, markdown_table, png
 from skillstack_helpers.lab.runs import load_runs, placed, read_facts, read_run, repo_root
 from skillstack_helpers.progress import progress
 
-from . import (
-    baselines,
-    bitstack,
-    compression,
-    generalization,
-    generation,
-    routers,
-    streams,
-)  # fmt: skip
+from . import baselines, bitstack, compression, generalization, generation, routers, streams
 from .base import Figure, Table, meant
 
 TOPICS = {  # page -> module; in the order of the notebooks
@@ -45,23 +37,17 @@ TOPICS = {  # page -> module; in the order of the notebooks
 }
 TABLES: dict[str, Table] = {k: v for topic in TOPICS.values() for k, v in topic.TABLES.items()}
 FIGURES: dict[str, Figure] = {k: v for topic in TOPICS.values() for k, v in topic.FIGURES.items()}
-PLACES = {
-    "data_dir",
-    "output_dir",
-    "source",
-    "dtype",
-    "device",
-}  # no part of a command that is shown
+PLACES = {"data_dir", "output_dir", "source", "dtype", "device"}  # not in a command that is shown
 
 # ---------------------------------------------------------------------- tables
 
 
-def runs_of(table: Table, runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `load_runs` that a table is made of."""
-    where = {"notebook": table.notebook, "preset": table.preset, "model": table.model}
+def runs_of(entry: Table | Figure, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `load_runs` that a table or a figure is made of."""
+    where = {column: getattr(entry, column) for column in ("notebook", "preset", "model")}
     found = runs[meant(runs, where)]
     if not len(found):
-        raise SkillStackError(f"no run of {table.notebook} on {table.preset}")
+        raise SkillStackError(f"no run of {entry.notebook} on {entry.preset}")
     return found
 
 
@@ -123,17 +109,13 @@ def command(facts: dict) -> str:
     notebook, config = facts["config"]["notebook"], facts["config"]
     source = nbformat.read(repo_root() / "notebooks" / f"{notebook}.ipynb", 4)
     (cell,) = (c for c in source.cells if "parameters" in c.metadata.get("tags", []))
-    pairs = [
-        (line.targets[0].id, ast.literal_eval(line.value)) for line in ast.parse(cell.source).body
-    ]
-    given = [
-        (key, config[key]) for key, default in pairs if key in config and config[key] != default
-    ]
-    # Every method is a run of its own, whatever else its notebook was asked to measure.
-    given = [
-        f" -p {key} {value}" for key, value in given if key not in PLACES and value is not None
-    ]
-    return f"papermill {notebook}.ipynb out.ipynb{''.join(given)}"
+    lines = ast.parse(cell.source).body
+    defaults = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+    given = ""
+    for key in [key for key in defaults if key in config and key not in PLACES]:
+        if config[key] not in (defaults[key], None):
+            given += f" -p {key} {config[key]}"
+    return f"papermill {notebook}.ipynb out.ipynb{given}"
 
 
 # ---------------------------------------------------------------------- figures
@@ -143,12 +125,8 @@ def draw(name: str, runs: pd.DataFrame) -> tuple[Drawn, str]:
     """A figure of the gallery, and its caption; of runs that differ in their seed, it is the run
     with seed 42 that is asked."""
     entry = FIGURES[checked_name(name, FIGURES, "figure")]
-    found = runs[
-        meant(runs, {"notebook": entry.notebook, "preset": entry.preset, "model": entry.model})
-    ]
+    found = runs_of(entry, runs)
     found = found[found["method"].eq(entry.method)] if entry.method else found
-    if not len(found):
-        raise SkillStackError(f"no run of {entry.notebook} on {entry.preset}")
     first = found.sort_values("seed", key=lambda s: s.ne(42), kind="stable")["run_id"].iloc[0]
     run = read_run(placed("results/runs") / first)
     drawn = entry.draw(run)
@@ -251,9 +229,7 @@ def notebooks_block(up: str, drawn: Mapping[str, tuple[Drawn, str]], runs: pd.Da
 
 def minutes(name: str, runs: pd.DataFrame) -> str:
     """How long the notebook of a figure took: all its runs of one seed, the slowest seed."""
-    entry = FIGURES[name]
-    where = {"notebook": entry.notebook, "preset": entry.preset, "model": entry.model}
-    found = runs[meant(runs, where)][["run_id", "seed"]].drop_duplicates()
+    found = runs_of(FIGURES[name], runs)[["run_id", "seed"]].drop_duplicates()
     spent = [read_facts(placed("results/runs") / run)["seconds"] for run in found["run_id"]]
     return f"{found.assign(spent=spent).groupby('seed')['spent'].sum().max() / 60:.0f}"
 

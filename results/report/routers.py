@@ -9,20 +9,25 @@ from scipy.stats import binomtest
 from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name, style
-from skillstack_helpers.lab.runs import Run, read_run
+from skillstack_helpers.lab.runs import Run
 from skillstack_helpers.tasks import PRESETS
 
 from .base import (
     Figure,
     Table,
+    crossed,
+    ends_said,
+    figures,
+    files,
     in_order,
     measured,
     minus,
     published,
+    seeds_of,
     signed,
     summary,
     with_ends,
-)  # fmt: skip
+)
 
 DEFAULT, PLAIN = "hybrid_chain", "hybrid_svm"  # the walk, and the scores that it walks over
 FEWEST = 10  # texts; shares of fewer are not drawn
@@ -121,12 +126,12 @@ def compared(run: Run) -> Drawn:
     look += "smaller than the share of misrouted texts."
     gap = oracle - answer
     look = look if (gap < 100 - frame).all() else look.partition(";")[0] + "."
-    return Drawn(ax, told, alt, f"{look}{_bars(found)}", _seeds(found))
+    return Drawn(ax, told, alt, f"{look}{ends_said(found)}", seeds_of(found))
 
 
 def reliability(run: Run) -> Drawn:
     """Confidence against right frames, a panel each router."""
-    found, curves = _whole(run.alike()), _tables(run, "reliability.csv")
+    found, curves = _whole(run.alike()), files(run, "reliability.csv")
     routers = list(curves["router"].unique())
     columns = 3
     rows = -(-len(routers) // columns)
@@ -149,10 +154,8 @@ def reliability(run: Run) -> Drawn:
         plotting.titled(ax, f"{router}: ECE {errors[router]:.1f}")
     for ax in axes[len(routers) :]:
         ax.axis("off")
-    figure = axes[0].figure
     title = f"Is a router right as often as it is sure? ({run.config.preset})"
-    how = {"fontsize": plotting.TITLE, "parse_math": False, "x": 0.01, "ha": "left"}
-    figure.suptitle(title, **how)
+    figure = plotting.over_all(axes, title)
     figure.supxlabel("confidence of the router (%)", fontsize=plotting.SMALL)
     figure.supylabel("right frame (%)", fontsize=plotting.SMALL)
     raw = found[found["metric"].eq("ece_uncalibrated")].groupby("router")["value"].mean() * 100
@@ -165,7 +168,7 @@ def reliability(run: Run) -> Drawn:
     look = f"A mark's area is its number of texts, bins of fewer than {FEWEST} are left out; bars: "
     look += "95 % binomial interval. Below the diagonal the router is too sure. hybrid_chain walks "
     look += "over the scores of hybrid_svm and has no confidence of its own."
-    return Drawn(figure, answer, alt, look, _seeds(found))
+    return Drawn(figure, answer, alt, look, seeds_of(found))
 
 
 def pooled(curves: pd.DataFrame) -> pd.DataFrame:
@@ -185,7 +188,7 @@ def pooled(curves: pd.DataFrame) -> pd.DataFrame:
 
 def thresholds(run: Run) -> Drawn:
     """The walk of the default router at every threshold."""
-    found, table = _whole(run.alike()), _tables(run, "thresholds.csv")
+    found, table = _whole(run.alike()), files(run, "thresholds.csv")
     axes = plotting.panels(1, 2, plotting.WIDEST, 3.6)
     shown = {"right frame": "accuracy", "fallback": "fallback"}
     texts = pd.concat(_curve(100 * table[c], table["threshold"], k) for k, c in shown.items())
@@ -215,13 +218,13 @@ def thresholds(run: Run) -> Drawn:
     alt = "Two panels against the threshold: right frames and fallbacks, and frames visited; a "
     alt += "dotted line marks the threshold of the run."
     look = "A low threshold stops at a frame that is too late, a high one falls back to the best "
-    look += f"score of all.{_bars(found, 'Bands')}"
-    return Drawn(axes[0].figure, answer, alt, look, _seeds(found))
+    look += f"score of all.{ends_said(found, 'Bands')}"
+    return Drawn(axes[0].figure, answer, alt, look, seeds_of(found))
 
 
 def learning(run: Run) -> Drawn:
     """Right frames against the number of routing texts."""
-    found, table = _whole(run.alike()), _tables(run, "learning.csv")
+    found, table = _whole(run.alike()), files(run, "learning.csv")
     routers = table["router"].unique()
     parts = [table[table["router"].eq(router)] for router in routers]
     parts = zip(routers, parts, strict=True)
@@ -251,12 +254,12 @@ def learning(run: Run) -> Drawn:
         f"Above the line of {PLAIN} is what hidden states add. Not drawn: {DEFAULT}, which walks "
     )
     look += f"over the scores of {PLAIN}, and arrow, which reads no routing texts."
-    return Drawn(ax, answer, alt, look + _bars(found, "Bands"), _seeds(found))
+    return Drawn(ax, answer, alt, look + ends_said(found, "Bands"), seeds_of(found))
 
 
 def cost(run: Run) -> Drawn:
     """Seconds of fitting and milliseconds a text against the number of frames."""
-    found, table = _whole(run.alike()), _tables(run, "cost.csv")
+    found, table = _whole(run.alike()), files(run, "cost.csv")
     both = table.groupby(["router", "frames"], sort=False)[["fit_seconds", "predict_ms"]]
     means = both.mean().reset_index()
     axes = plotting.panels(1, 2, plotting.WIDEST, 4)
@@ -287,17 +290,16 @@ def cost(run: Run) -> Drawn:
     if found["seed"].nunique() > 1:
         apart = (both.max() / both.min()).max().max()
         look += f"; the same measurement differs by up to a factor of {apart:.1f}"
-    return Drawn(axes[0].figure, answer, alt, f"{look}.", _seeds(found))
+    return Drawn(axes[0].figure, answer, alt, f"{look}.", seeds_of(found))
 
 
 def confusion(run: Run) -> Drawn:
     """Where the default router sends each task's texts, and what another does differently."""
-    routing, order = _tables(run, "routing.parquet"), list(PRESETS[run.config.preset])
+    routing, order = files(run, "routing.parquet"), list(PRESETS[run.config.preset])
     other = run.config.router if run.config.router != DEFAULT else _ahead(run)
     shares = {}
     for router in (DEFAULT, other):
-        counts = pd.crosstab(routing["task"], routing[f"{router}_frame"])
-        counts = counts.reindex(index=order, columns=order, fill_value=0)
+        counts = crossed(routing["task"], routing[f"{router}_frame"], order)
         shares[router] = 100 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     change = shares[other] - shares[DEFAULT]
     size = (max(6.5, 1.8 + 0.48 * len(order)), 3 + 0.56 * len(order))
@@ -330,7 +332,7 @@ def confusion(run: Run) -> Drawn:
 
 def misrouted(run: Run) -> Drawn:
     """The most frequent confusions of the chosen router, and how many answers they cost."""
-    routing, router = _tables(run, "routing.parquet"), run.config.router
+    routing, router = files(run, "routing.parquet"), run.config.router
     away = routing[routing["task"] != routing[f"{router}_frame"]]
     pairs = away.groupby(away["task"] + " → " + away[f"{router}_frame"])
     pairs = pairs.agg(correct=(f"{router}_right", "sum"), texts=("task", "size"))
@@ -388,8 +390,8 @@ def attacks(run: Run) -> Drawn:
     """Right frames of every router under every attack, and the published ones."""
     found = run.alike()
     table = _grid(found, "as streamed")
-    theirs = summary(_published_probes(), ["router"], {c: c for c in INPUTS}, _one)
-    theirs = theirs.apply(pd.to_numeric, errors="coerce").rename(index="published: {}".format)
+    theirs = figures(_published_probes(), ["router"], {c: c for c in INPUTS})
+    theirs = theirs.rename(index="published: {}".format)
     both = pd.concat([table, theirs]) / 100
     title = "Right frame (%): texts as they come, and under attack"
     ax = plotting.grid(both, title, cell=(0.95, 0.32))
@@ -406,7 +408,7 @@ def attacks(run: Run) -> Drawn:
     alt = "A heat map: rows the routers and the published ones, columns the attacks."
     look = "Bold is our best in a column. Below the line: published, with other templates and "
     look += f"models. Chance is {100 / _frames(run):.1f} %."
-    return Drawn(ax, answer, alt, look + _apart(found, "as streamed"), _seeds(found))
+    return Drawn(ax, answer, alt, look + _apart(found, "as streamed"), seeds_of(found))
 
 
 def lost(run: Run) -> Drawn:
@@ -430,7 +432,7 @@ def lost(run: Run) -> Drawn:
     alt = "A heat map: rows the routers, columns the attacks, cells the points lost."
     look = "The row with the least red is hardest to mislead; a router that finds few frames has "
     look += "little to lose. Only the two augmented ones have seen attacked texts."
-    return Drawn(ax, answer.strip(), alt, look, _seeds(found))
+    return Drawn(ax, answer.strip(), alt, look, seeds_of(found))
 
 
 def formatted(run: Run) -> Drawn:
@@ -453,12 +455,12 @@ def formatted(run: Run) -> Drawn:
     alt = "A heat map: rows four routers, columns the format of the text."
     look = "The routing texts have one format per task, so that the format alone gives the task "
     look += "away. Bold is the best in a column."
-    return Drawn(ax, answer, alt, look + _apart(found, "formatted"), _seeds(found))
+    return Drawn(ax, answer, alt, look + _apart(found, "formatted"), seeds_of(found))
 
 
 def lengths(run: Run) -> Drawn:
     """Right frames by the length of the text as asked, with the number of texts."""
-    probe = _tables(run, "probe.parquet")
+    probe = files(run, "probe.parquet")
     probe = probe[probe["setting"].eq("as streamed")]
     limits = [*LENGTHS.values(), np.inf]
     length = pd.cut(probe["words"], limits, right=False, labels=list(LENGTHS))
@@ -480,11 +482,7 @@ def lengths(run: Run) -> Drawn:
             text.set_text(f"{text.get_text()}  (n = {counts.iat[row, column]:,})")
         ax.label_outer()
     axes[-1].set_xlabel("words in the text as asked")
-    figure = axes[0].figure
-    figure.colorbar(axes[0].images[0], ax=axes, pad=0.02, shrink=0.6).set_label(
-        "right frame (%)", size=plotting.SMALL
-    )
-    figure.axes[-1].tick_params(labelsize=plotting.SMALL)
+    plotting.color_bar(axes[0].images[0], axes, "right frame (%)", shrink=0.6)
     worst = {router: table.drop("normal").min() for router, table in shares.items()}
     parts = [
         f"{router} {low.iloc[0]:.1f} and {low.iloc[-1]:.1f} %"
@@ -496,7 +494,7 @@ def lengths(run: Run) -> Drawn:
     alt = "A heat map for each of three routers: rows the attacks, columns the length of the text."
     look = "Five keywords are much of a phrase and little of a film review. A cell counts all "
     look += f"seeds' texts (n); cells of fewer than {FEWEST} are empty."
-    return Drawn(figure, answer, alt, look, sorted(probe["seed"].unique()))
+    return Drawn(axes[0].figure, answer, alt, look, sorted(probe["seed"].unique()))
 
 
 def traps(run: Run) -> str:
@@ -514,23 +512,6 @@ def traps(run: Run) -> str:
 
 def _frames(run: Run) -> int:
     return len(PRESETS[run.config.preset])
-
-
-def _seeds(found: pd.DataFrame) -> list[int]:
-    return found["seed"].unique().tolist()
-
-
-def _bars(found: pd.DataFrame, what: str = "Bars") -> str:
-    """What the intervals of a figure are, where it has any."""
-    return f" {what}: lowest and highest seed." if found["seed"].nunique() > 1 else ""
-
-
-def _tables(run: Run, file: str) -> pd.DataFrame:
-    """A file of the run and of those that are alike, one below the other, with the seed."""
-    runs = run.alike()[["run_id", "seed"]].drop_duplicates()
-    parts = [read_run(run.folder.parent / each).read(file) for each in runs["run_id"]]
-    parts = [part.assign(seed=seed) for part, seed in zip(parts, runs["seed"], strict=True)]
-    return pd.concat(parts, ignore_index=True)
 
 
 def _curve(values: pd.Series, x: pd.Series, of: str) -> pd.DataFrame:
@@ -554,15 +535,11 @@ def _ahead(run: Run) -> str:
     return next(r for r in _best_first(found) if r not in ("oracle", DEFAULT))
 
 
-def _one(cell: pd.DataFrame) -> float:
-    return cell["value"].mean()
-
-
 def _grid(metrics: pd.DataFrame, setting: str) -> pd.DataFrame:
     """Right frames in percent, mean over seeds: routers, the best first, times inputs."""
     ours = _probes(metrics, setting)
     asked = [each for each in INPUTS if each in set(ours["metric"])]
-    return with_ends(ours, ["router"], {each: each for each in asked})[0]
+    return figures(ours, ["router"], {each: each for each in asked})
 
 
 def _apart(metrics: pd.DataFrame, setting: str) -> str:

@@ -9,7 +9,7 @@ from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name
 from skillstack_helpers.lab.runs import Run
 
-from .base import Figure, Table, measured, number, published, summary
+from .base import Figure, Table, crossed, measured, number, published, summary
 
 COLUMNS = [
     "latest_drop",
@@ -20,6 +20,11 @@ COLUMNS = [
     "fallback",
     "depth",
 ]
+
+MATRIX = (  # what is in an accuracy matrix, for those who do not see it
+    "Two heat maps, rows: trained through, columns: evaluated on. Left the accuracy of the latest "
+    "adapter, right the points won or lost since each task was learned."
+)
 
 
 def per_task(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -59,11 +64,9 @@ def matrix(run: Run) -> Drawn:
         f"most on {lost.idxmin()} ({lost.min():+.1f}); the saved frames lose "
         f"{100 * run.value('stack_drop'):.1f}."
     )
-    alt = "Two heat maps, rows: trained through, columns: evaluated on. Left the accuracy of the "
-    alt += "latest adapter, right the points won or lost since each task was learned."
     look = "Read a column downwards: one task's fate under the latest adapter. Left, white is "
     look += "chance; right, red is lost."
-    return Drawn(plotting.accuracy_matrix(table, tasks["chance"]), answer, alt, look)
+    return Drawn(plotting.accuracy_matrix(table, tasks["chance"]), answer, MATRIX, look)
 
 
 def tasks(run: Run) -> Drawn:
@@ -85,8 +88,7 @@ def tasks(run: Run) -> Drawn:
 def confusion(run: Run) -> Drawn:
     """Where the router sends each task's texts."""
     routes, order = run.read("routing.parquet"), per_task(run.metrics).index
-    counts = pd.crosstab(routes["task"], routes["frame"])
-    counts = counts.reindex(index=order, columns=order, fill_value=0)
+    counts = crossed(routes["task"], routes["frame"], order)
     astray = routes[routes["frame"] != routes["task"]]
     pairs = astray.groupby(["task", "frame"]).size().sort_values(ascending=False)
     answer = (

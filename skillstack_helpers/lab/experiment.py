@@ -207,24 +207,27 @@ def load_rows(frame: Frame, data_dir: str | Path | None = None) -> TaskData:
     return data
 
 
+def saved_routers(folder: str | Path) -> dict[str, Path]:
+    """The routers in a stack's folder: name -> where it is saved. `INSPECTED`'s first one leads."""
+    found = sorted(path.parent for path in (placed(folder) / "routers").glob("*/router.json"))
+    return {path.name: path for path in sorted(found, key=lambda path: path.name != INSPECTED[0])}
+
+
 def stack_routers(
     stack: SkillStack,
     folder: str | Path,
-    names: Sequence[str] = INSPECTED,
     data_dir: str | Path | None = None,
     more: Sequence[str] = (),
 ) -> dict:
-    """The routers saved in a stack's folder; where there is none, fitted on the routing rows of
-    its tasks and saved. names[0] comes first. more: routers to fit where they are not saved."""
-    folder = placed(folder) / "routers"
-    saved = sorted(path.parent for path in folder.glob("*/router.json"))
-    kit = {"backbone": stack.backbone, "stack": stack}
-    routers = {path.name: load_router(path, **kit) for path in saved}
-    missing = [name for name in [*(() if saved else names), *more] if name not in routers]
+    """The routers saved in a stack's folder; where there is none, `INSPECTED`, fitted on the
+    routing rows of its tasks and saved. more: routers to fit where they are not saved."""
+    saved, kit = saved_routers(folder), {"backbone": stack.backbone, "stack": stack}
+    routers = {name: load_router(path, **kit) for name, path in saved.items()}
+    missing = [name for name in [*(() if saved else INSPECTED), *more] if name not in routers]
     if missing:
         frames = progress(stack.frames, "routing rows", "task")
         stream = [load_rows(frame, data_dir) for frame in frames]
     for name in progress(missing, "fit routers", "router"):
         routers[name] = fit_router(name, stream, stack)
-        save_router(routers[name], folder / name)
-    return dict(sorted(routers.items(), key=lambda item: item[0] != names[0]))
+        save_router(routers[name], placed(folder) / "routers" / name)
+    return routers

@@ -51,6 +51,38 @@ def titled(ax: Axes, title: str) -> Axes:
     return ax
 
 
+def headed(ax: Axes, title: str, columns: int = 1) -> None:
+    """A title above the legend of an axes; columns: of the legend."""
+    ax.legend(ncols=columns, **ABOVE)
+    ax.set_title(title, fontsize=TITLE, loc="left", pad=26)
+
+
+def name_lines(ax: Axes, names: Sequence[str]) -> None:
+    """A line for each name, from the top down, with equal room above and below."""
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+
+
+def over_all(axes: Sequence[Axes], title: str) -> Figure:
+    """The figure of several panels with one title over all."""
+    figure = axes[0].figure
+    figure.suptitle(title, fontsize=TITLE, parse_math=False, x=0.01, ha="left")
+    return figure
+
+
+def color_bar(image, axes: Axes | Sequence[Axes], label: str, **how) -> None:
+    """What the colours of an image mean, beside the axes; how: of `Figure.colorbar`."""
+    drawn = image.figure.colorbar(image, ax=axes, pad=0.02, **how)
+    drawn.set_label(label, size=SMALL)
+    drawn.ax.tick_params(labelsize=SMALL)
+
+
+def above_chance(accuracy: pd.DataFrame, chance: pd.Series) -> pd.DataFrame:
+    """How far of the way from chance to 100 % each accuracy is, in percent; fractions, columns
+    tasks."""
+    return 100 * (accuracy - chance) / (1 - chance)
+
+
 def legend_below(axes: Sequence[Axes]) -> None:
     """One legend below all panels of a figure, every name once."""
     named = [zip(*ax.get_legend_handles_labels()[::-1], strict=True) for ax in axes]
@@ -97,9 +129,7 @@ def heatmap(
     ax.spines[:].set_visible(False)
     titled(ax, title)
     if bar:
-        drawn = ax.figure.colorbar(image, ax=ax, pad=0.02)
-        drawn.set_label(label, size=SMALL)
-        drawn.ax.tick_params(labelsize=SMALL)
+        color_bar(image, ax, label)
     return ax
 
 
@@ -115,7 +145,7 @@ def accuracy_matrix(matrix: pd.DataFrame, chance: pd.Series | None = None) -> Fi
     size = (WIDEST, 1.9 + 0.3 * tasks) if beside else (1.8 + 0.48 * tasks, 3 + 0.6 * tasks)
     one, other = panels(*((1, 2) if beside else (2, 1)), *size)
     chance = pd.Series(0.0, matrix.columns) if chance is None else chance
-    far = 100 * (matrix - chance) / (1 - chance)
+    far = above_chance(matrix, chance)
     percent, lost = 100 * matrix, 100 * (matrix - np.diag(matrix))
     how = {"form": "{:.0f}", "bar": False}
     heatmap(far, "Accuracy of the latest adapter (%)", "", one, numbers=percent, **how)
@@ -167,14 +197,14 @@ def grid(
     return heatmap(percent, title, unit, ax, **how)
 
 
-def task_grid(table: pd.DataFrame, chance: pd.Series, title: str, ax: Axes | None = None) -> Axes:
+def task_grid(table: pd.DataFrame, chance: pd.Series, title: str) -> Axes:
     """Fractions as percent: rows methods, columns tasks, and their mean; the last row is chance.
     The colour says how far of the way from chance to 100 % an accuracy is."""
     table = pd.concat([table, chance.rename("chance").to_frame().T])
-    far = 100 * (table - chance) / (1 - chance)
-    far, percent = (part.assign(mean=part.mean(axis=1)) for part in (far, 100 * table))
+    both = above_chance(table, chance), 100 * table
+    far, percent = (part.assign(mean=part.mean(axis=1)) for part in both)
     how = {"numbers": percent, "cell": (0.62, 0.32)}
-    ax = heatmap(far, title, "way from chance to 100 % correct (%)", ax, **how)
+    ax = heatmap(far, title, "way from chance to 100 % correct (%)", **how)
     ax.axvline(table.shape[1] - 0.5, color="white", lw=4)
     ax.axhline(len(table) - 1.5, color="#888888", lw=1)
     return ax
@@ -224,8 +254,7 @@ def task_bars(
         ax.hlines(100 * table["chance"], *ends, **how)
     ax.set_xticks(places, table.index, rotation=30, ha="right", rotation_mode="anchor")
     ax.set(ylim=(0, 105), ylabel="accuracy (%)", xlabel=xlabel)
-    ax.legend(ncols=table.shape[1], **ABOVE)
-    ax.set_title(title, fontsize=TITLE, loc="left", pad=26)
+    headed(ax, title, table.shape[1])
     return ax
 
 
@@ -239,7 +268,7 @@ def beside_published(table: pd.DataFrame, better: dict[str, Sequence[str]]) -> F
     for ax, (title, columns) in zip(axes, better.items(), strict=True):
         for k, (who, model, seed) in enumerate(table.index):
             ours = who == "measured here"
-            one = style(who, k) | {"label": f"{who}: {model}, seed {seed}"}
+            one = {"label": f"{who}: {model}, seed {seed}"}
             one |= {"color": BLUE if ours else GREY, "marker": "o" if ours else "sD^v"[k % 4]}
             one |= {"markersize": 9 if ours else 7, "zorder": 3 if ours else 2}
             shift = 0 if ours else 0.12 * (k - len(table) / 2)
@@ -274,14 +303,12 @@ def dots(
             how = {"color": one["color"], "lw": 1.6, "zorder": 1}
             ax.hlines(at, 100 * low[label], 100 * high[label], **how)
         ax.plot(100 * table[label], at, linestyle="none", markersize=7, **one, **EDGE)
-    ax.set_yticks(range(len(table)), table.index)
-    ax.set_ylim(len(table) - 0.4, -0.6)
+    name_lines(ax, table.index)
     ax.set_xlabel(xlabel)
     ax.grid(axis="x", alpha=0.3)
     ax.margins(x=0.05)
     if table.shape[1] > 1:
-        ax.legend(ncols=min(5, table.shape[1]), **ABOVE)
-        ax.set_title(title, fontsize=TITLE, loc="left", pad=26)
+        headed(ax, title, min(5, table.shape[1]))
     else:
         titled(ax, title)
     return ax
@@ -294,12 +321,11 @@ def pairs(
     low: pd.DataFrame,
     high: pd.DataFrame,
     line: tuple[float, str],
-    ax: Axes | None = None,
 ) -> Axes:
     """A line a method (index): the first column a filled mark in its colour, the second a hollow
     one below it, each with its interval (NaN: none); numbers as they are. line: what to compare
     with, its place and name."""
-    ax = _axes(ax, WIDEST, 1.5 + 0.4 * len(table))
+    ax = panels(1, 1, WIDEST, 1.5 + 0.4 * len(table))[0]
     ax.axvline(line[0], color=style(line[1])["color"], ls="--", zorder=0, label=line[1])
     for k, column in enumerate(table):
         at = np.arange(len(table)) + (0.14, -0.14)[k == 0]
@@ -309,12 +335,10 @@ def pairs(
             ax.plot(x, y, markersize=7.5, **one, **EDGE)
         face = {"color": "white" if k else "#555555", "label": column}
         ax.plot([], [], "o", markersize=7.5, **face, **EDGE)
-    ax.set_yticks(range(len(table)), table.index)
-    ax.set_ylim(len(table) - 0.4, -0.6)
+    name_lines(ax, table.index)
     ax.set_xlabel(xlabel)
     ax.grid(axis="x", alpha=0.3)
-    ax.legend(ncols=3, **ABOVE)
-    ax.set_title(title, fontsize=TITLE, loc="left", pad=26)
+    headed(ax, title, 3)
     return ax
 
 

@@ -169,14 +169,7 @@ class Run:
 
     def read(self, name: str, index_col: int | None = None) -> pd.DataFrame:
         """Read such a table back."""
-        path = self.folder / name
-        if not path.exists():
-            raise SkillStackError(f"{path} is missing")
-        if name.endswith(".parquet"):
-            return pd.read_parquet(path)
-        if name.endswith(".jsonl"):
-            return pd.read_json(path, lines=True)
-        return pd.read_csv(path, index_col=0 if name == "matrix.csv" else index_col)
+        return _read_table(self.folder / name, index_col)
 
     def figure(self, name: str, drawn: Drawn) -> None:
         """Keep a figure as <name>.png, and show it with its caption."""
@@ -210,6 +203,12 @@ class Run:
         found = load_runs(self.config.output_dir, **same, source=_source(self.facts["data"]))
         twin = found["method"].eq(self.method) & found["seed"].eq(self.config.seed)
         return found[~twin | found["run_id"].eq(self.id)]
+
+    def read_alike(self, name: str, index_col: int | None = None) -> list[tuple[int, pd.DataFrame]]:
+        """The table of that name of every run that is alike, with the seed."""
+        runs = self.alike()[["run_id", "seed"]].drop_duplicates()
+        folders = [(seed, self.folder.parent / run) for run, seed in runs.itertuples(index=False)]
+        return [(seed, _read_table(folder / name, index_col)) for seed, folder in folders]
 
     def finish(self) -> None:
         """Mark the run finished and let others open it."""
@@ -326,6 +325,16 @@ def read_facts(folder: Path) -> dict:
         raise SkillStackError(f"{error}; delete the folder") from None
 
 
+def _read_table(path: Path, index_col: int | None) -> pd.DataFrame:
+    if not path.exists():
+        raise SkillStackError(f"{path} is missing")
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    if path.suffix == ".jsonl":
+        return pd.read_json(path, lines=True)
+    return pd.read_csv(path, index_col=0 if path.name == "matrix.csv" else index_col)
+
+
 def read_metrics(path: Path) -> pd.DataFrame:
     """One metrics.csv."""
     try:
@@ -355,9 +364,12 @@ def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame
     tables = [pd.DataFrame(columns=[*COLUMNS, "notebook", "budget", "source"])]
     for path in sorted(placed(folder).glob("*/run.json")):
         facts = read_facts(path.parent)
-        if facts["status"] == "finished":
-            more = {"notebook": facts["config"].get("notebook", "")}
-            more |= {"budget": budget(facts["config"]), "source": _source(facts.get("data", {}))}
+        more = {"notebook": facts["config"].get("notebook", "")}
+        more |= {"budget": budget(facts["config"]), "source": _source(facts.get("data", {}))}
+        # run.json tells most runs that are not meant, without reading their metrics.
+        known = more | {"preset": facts["config"].get("preset")}
+        meant = all(known[column] == where[column] for column in known.keys() & where.keys())
+        if facts["status"] == "finished" and meant:
             tables.append(read_metrics(path.parent / "metrics.csv").assign(**more))
     table = pd.concat(tables[1:] or tables, ignore_index=True)
     return table[(table[list(where)] == list(where.values())).all(axis=1)] if where else table

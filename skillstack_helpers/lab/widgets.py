@@ -27,7 +27,14 @@ from ..routers import load_router
 from ..tasks import TASKS
 from . import plotting, views
 from .display import png
-from .experiment import find_stacks, load_rows, newest_stack, open_stack, stack_routers
+from .experiment import (
+    find_stacks,
+    load_rows,
+    newest_stack,
+    open_stack,
+    saved_routers,
+    stack_routers,
+)
 from .runs import placed
 
 PAGE = 5  # texts shown at a time
@@ -116,10 +123,10 @@ class Inspector:
         import ipywidgets as w
 
         self.w, self.data_dir, self.backbones = w, data_dir, {}
-        self.stack, self.second_stack, self.routers, self.folder = None, None, {}, None
+        self.stack, self.second_stack, self.routers = None, None, {}
         found = {str(path.relative_to(placed(root))): str(path) for path in find_stacks(root)}
-        wide = {"layout": w.Layout(width="98%"), "style": {"description_width": "6.5em"}}
         named = {"style": {"description_width": "6.5em"}}
+        wide = named | {"layout": w.Layout(width="98%")}
         tabs = ("Stack", "Ask", "Chain", "Frame", "Router", "Compare")
         self.messages = {tab: w.HTML() for tab in tabs}
         self.picker = w.Dropdown(
@@ -293,17 +300,15 @@ class Inspector:
         links = views.chain_table(stack)  # reads every file: once a stack
         routers, missing = {}, ""
         try:
-            saved = sorted(p.parent for p in (placed(folder) / "routers").glob("*/router.json"))
-            routers = {path.name: path for path in saved}  # each is loaded when it is chosen
-            routers = routers or stack_routers(stack, folder, data_dir=self.data_dir)
+            routers = saved_routers(folder)  # each is loaded when it is chosen
+            routers = routers or stack_routers(stack, folder, self.data_dir)
         except SkillStackError as error:  # the rows are not at hand; everything else still is
             missing = f"; none could be fitted: {error}"
         self.stack = None  # no callback works on half of this stack and half of the last
         names = [frame.name for frame in stack.chain()]
         self.second.value = ""
-        first = sorted(routers, key=lambda name: name != "hybrid_chain")
         for box, options, place in (
-            (self.router, first, 0),
+            (self.router, list(routers), 0),
             (self.form, [("as it is", ""), *zip(names, names, strict=True)], 0),
             (self.frame, names, 0),
             (self.other, names, -1),  # the root
@@ -317,7 +322,7 @@ class Inspector:
         self.answer.children, self.routed.children = [], []
         for tab in self.messages:
             self.messages[tab].value = ""
-        of = ", ".join(first) or "none"
+        of = ", ".join(routers) or "none"
         self.say("Stack", f"{len(names)} frames on {stack.backbone.name}, routers: {of}{missing}")
         self.show_frame()
         self.choose_router()
@@ -436,7 +441,8 @@ class Inspector:
         steps = views.walk_table(router, text)
         (who,) = steps.index[steps["step"].str.startswith("answers")]
         first = views.ask(self.stack, text, [who])
-        self.asked = text, first, steps.drop(who)["score"].sort_values(ascending=False).index
+        names = steps.drop(who)["score"].sort_values(ascending=False, kind="stable").index
+        self.asked, self.left, self.others = text, list(names), []
         drawn = plotting.chain_figure(self.links, steps, title="This text's score in every frame")
         shown = steps.rename(columns={"probability": "router's confidence"})
         self.above = [
@@ -466,17 +472,17 @@ class Inspector:
 
     @guarded("Ask", "all_button", "asking …")
     def ask_all(self, _=None) -> None:
-        self.ask_others(None)
+        self.ask_others(len(self.left))
 
-    def ask_others(self, most: int | None) -> None:
-        """The answers of other frames, the best scores first, below what is shown."""
-        text, first, names = self.asked
-        asked = [name for name in names[:most] if name not in first.index]
-        if asked:
-            table = views.ask(self.stack, text, asked).fillna("")
-            more = [self.title("What other frames would have said"), self.table(table, "answers")]
-            more += [self.all_button] if len(asked) < len(names) else []
-            self.answer.children = [*self.above, *more]
+    def ask_others(self, most: int) -> None:
+        """The answers of so many more frames, the best scores first, below what is shown."""
+        now, self.left = self.left[:most], self.left[most:]
+        if now:
+            self.others.append(views.ask(self.stack, self.asked, now))
+            table = self.table(pd.concat(self.others).fillna(""), "answers")
+            more = [self.all_button] if self.left else []
+            title = self.title("What other frames would have said")
+            self.answer.children = [*self.above, title, table, *more]
 
     # ------------------------------------------------------------------ two of them
 
