@@ -13,8 +13,8 @@ import time
 import numpy as np
 import torch
 
-from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.bitstack import BitStack
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.tasks import load_task
 from skillstack_helpers.training import pad, train_batches
 

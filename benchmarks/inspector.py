@@ -127,7 +127,7 @@ def peft_side(folder: Path) -> dict:
     from peft import PeftModel
     from transformers import AutoModel, AutoTokenizer
 
-    from skillstack_helpers.backbones import _locate
+    from skillstack_helpers.loading import _locate
 
     frames = sorted((folder / "frames").iterdir())
     base = _locate("minilm")[0]

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from skillstack_helpers.backbones import load_backbone
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.routers import make_router
 from skillstack_helpers.tasks import PRESETS, load_task
 

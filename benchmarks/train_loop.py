@@ -43,10 +43,11 @@ from transformers import (
 )
 
 from skillstack_helpers import SkillStackError
-from skillstack_helpers.backbones import Backbone, load_backbone
+from skillstack_helpers.backbones import Backbone
 from skillstack_helpers.files import versions
 from skillstack_helpers.lab.parameters import RunConfig
 from skillstack_helpers.lab.runs import describe_device
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.progress import silent
 from skillstack_helpers.stack import SkillStack
 from skillstack_helpers.tasks import PRESETS, TaskData, get_task, load_task

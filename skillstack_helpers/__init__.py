@@ -11,7 +11,8 @@ from .errors import SkillStackError
 __version__ = "0.3.0"
 
 _HOME = {
-    "backbones": "Backbone load_backbone",
+    "backbones": "Backbone",
+    "loading": "load_backbone",
     "tasks": "PRESETS TASKS Task TaskData load_task",
     "config": "TrainingConfig",
     "stack": "SkillStack",
@@ -31,7 +32,7 @@ __all__ = ["SkillStackError", "__version__", *_HOME]
 if TYPE_CHECKING:  # for editors
     # ruff: noqa: F401
     from .answers import Answers
-    from .backbones import Backbone, load_backbone
+    from .backbones import Backbone
     from .bitstack import BitStack
     from .config import TrainingConfig
     from .frames import Frame
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # for editors
     from .lab.experiment import fit_router, load_stream, open_or_train, open_stack
     from .lab.parameters import RunConfig
     from .lab.runs import load_runs, open_run, repo_root
+    from .loading import load_backbone
     from .routers import (
         HybridChainRouter,
         HybridEmbedRouter,

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.config import TrainingConfig
 from skillstack_helpers.lab.runs import COLUMNS
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.tasks import TASKS, load_task
 
 torch.set_num_threads(1)  # the stand-ins are too small for more

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from skillstack_helpers import SkillStackError, backbones, training
-from skillstack_helpers.backbones import load_backbone
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.stack import SkillStack
 
 TEXTS = ["class0 of the", "a class1 and in it was", "", "row unknown words only here"]
@@ -80,68 +80,6 @@ def test_misfit_adapter_is_refused(backbone):
         backbone.write_lora({n: t for n, t in weights.items() if n != name}, "somewhere")
     with pytest.raises(SkillStackError, match="the backbone needs"):
         backbone.write_lora(weights | {name: torch.zeros(1, 1)}, "somewhere")
-
-
-@pytest.mark.parametrize(
-    "name, words",
-    [
-        ("./nowhere", "model folder ./nowhere does not exist"),
-        ("minlm", "cannot load model 'minlm' (did you mean 'minilm'?)"),
-        ("no/such-model", "cannot load model 'no/such-model'"),
-    ],
-)
-def test_unknown_model_is_one_line(name, words):
-    with pytest.raises(SkillStackError) as caught:
-        load_backbone(name)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_folder_without_a_model(tmp_path):
-    with pytest.raises(SkillStackError, match="holds no model: config.json is missing"):
-        load_backbone(str(tmp_path))
-
-
-def test_gated_model_without_a_token(monkeypatch):
-    import transformers
-
-    def refuse(*_, **__):
-        raise OSError("You are trying to access a gated repo.\nMake sure ... 401")
-
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
-    with pytest.raises(SkillStackError, match="is gated: accept its licence .* HF_TOKEN") as caught:
-        load_backbone("meta-llama/Llama-3.2-1B-Instruct")
-    assert "\n" not in str(caught.value)
-
-
-def test_auto_is_minilm_without_cuda_and_says_so(capsys):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    assert load_backbone("auto").name == "minilm"
-    assert "minilm" in capsys.readouterr().out
-
-
-def test_encoder_decoder_is_refused(tmp_path):
-    from transformers import T5Config
-
-    T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1).save_pretrained(tmp_path)
-    with pytest.raises(SkillStackError, match="neither encoder nor decoder only"):
-        load_backbone(str(tmp_path))
-
-
-def test_platform_token_is_used_and_never_printed(monkeypatch, capsys):
-    import sys
-    import types
-
-    colab = types.ModuleType("google.colab")
-    colab.userdata = types.SimpleNamespace(get=lambda name: "hf_secret" if name else None)
-    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
-    monkeypatch.setitem(sys.modules, "google.colab", colab)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    backbones._use_platform_token()
-    import os
-
-    assert os.environ.pop("HF_TOKEN") == "hf_secret"
-    assert "hf_secret" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -273,12 +211,6 @@ def test_the_revision_of_a_folder_is_what_answers_depend_on(file, model_dirs, tm
         (folder / file).write_text(text)
     changed = load_backbone(str(folder), device="cpu")
     assert changed.differs_from(other.identity()) == "revision"
-
-
-def test_a_message_that_only_holds_401_is_not_called_gated():
-    assert "licence" not in backbones._explain("x", OSError("file 4015, aggregated size 401"))
-    words = "401 Client Error. Cannot access gated repo for url"
-    assert "is gated: accept its licence" in backbones._explain("x", OSError(words))
 
 
 def test_a_slot_made_in_inference_mode_can_be_switched_and_trained(backbone):

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.nn.utils import parameters_to_vector
 
 from skillstack_helpers import SkillStackError, baselines, heads, training
-from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.baselines import (
     EWC,
     FineTuning,
@@ -25,6 +24,7 @@ from skillstack_helpers.baselines import (
     TfidfLogistic,
     diagonal_fisher,
 )
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.stack import SkillStack
 
 

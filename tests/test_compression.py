@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skillstack_helpers import SkillStackError, compression
-from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.config import TrainingConfig
 from skillstack_helpers.files import digest
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.routers import HybridSVMRouter
 from skillstack_helpers.stack import SkillStack
 from skillstack_helpers.tasks import load_task

@@ -8,9 +8,9 @@ import pytest
 from conftest import edit_json, write_folder
 
 from skillstack_helpers import SkillStackError
-from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.lab import experiment
 from skillstack_helpers.lab.parameters import RunConfig
+from skillstack_helpers.loading import load_backbone
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import torch
 from conftest import ANSWERS, edit_json, save_tiny_model
 
 from skillstack_helpers import SkillStackError, compression, generation, training
-from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.config import TrainingConfig
 from skillstack_helpers.files import digest
 from skillstack_helpers.heads import PromptHead, instruction
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.routers import HybridSVMRouter
 from skillstack_helpers.stack import SkillStack
 from skillstack_helpers.tasks import load_task

@@ -27,9 +27,9 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.svm import LinearSVC
 from sklearn.utils import estimator_checks, get_tags
 
-from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.config import TrainingConfig
 from skillstack_helpers.errors import SkillStackError
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.metrics import calibration_error
 from skillstack_helpers.routers import (
     ROUTERS,

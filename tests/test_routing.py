@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.lab import routing
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.stack import SkillStack
 
 

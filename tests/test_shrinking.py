@@ -5,9 +5,9 @@ import pytest
 
 from skillstack_helpers import SkillStackError, compression, pruning
 from skillstack_helpers.answers import Answers
-from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.lab import experiment, runs, shrinking
 from skillstack_helpers.lab.parameters import RunConfig
+from skillstack_helpers.loading import load_backbone
 
 
 @pytest.fixture(scope="module")

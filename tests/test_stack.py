@@ -14,8 +14,8 @@ from conftest import ROOT, edit_json
 
 from skillstack_helpers import SkillStackError, frames, training
 from skillstack_helpers import stack as stack_module
-from skillstack_helpers.backbones import load_backbone
 from skillstack_helpers.files import digest, file_sha256
+from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.routers import HybridChainRouter
 from skillstack_helpers.stack import SkillStack
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from .. import metrics
-from ..backbones import Backbone, load_backbone
+from ..backbones import Backbone
 from ..errors import SkillStackError
 from ..frames import Frame, read_frame
+from ..loading import load_backbone
 from ..progress import progress
 from ..routers import load_router, make_router, save_router
 from ..stack import SkillStack, read_manifest
