@@ -42,7 +42,7 @@ def hash_order(texts: pd.Series, salt: str) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
-def _hashed_split(texts: pd.Series) -> np.ndarray:
+def hashed_split(texts: pd.Series) -> np.ndarray:
     """70 % train, 30 % test, by the text itself, so that equal texts share a side."""
     is_test = hash_order(normalize(texts), "split") % 10 < 3
     return np.where(is_test, "test", "train")
@@ -57,7 +57,7 @@ def bbc_articles() -> pd.DataFrame:
         rows.append((headline.strip(), body.strip(), path.parent.name))
     articles = pd.DataFrame(rows, columns=["headline", "body", "topic"])
     articles = articles[~normalize(articles["body"]).duplicated()].reset_index(drop=True)
-    return articles.assign(split=_hashed_split(articles["body"]))
+    return articles.assign(split=hashed_split(articles["body"]))
 
 
 def bbc() -> pd.DataFrame:
@@ -135,7 +135,7 @@ def rated_sentences(stem: str) -> pd.DataFrame:
     rated = rated[rated["y"].abs() >= 1]
     rated = rated[~normalize(rated["text"]).duplicated()]
     label = np.where(rated["y"] > 0, "positive", "negative")
-    return rated.assign(label=label, split=_hashed_split(rated["text"]))
+    return rated.assign(label=label, split=hashed_split(rated["text"]))
 
 
 READERS: dict[str, Callable[[], pd.DataFrame]] = {

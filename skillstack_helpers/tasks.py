@@ -1,7 +1,8 @@
-"""Tasks, the streams made of them, and the three sources their rows come from.
+"""Tasks, the streams made of them, and the sources their rows come from.
 
-A task is a text-classification dataset, described in tasks.toml. `load_task` returns disjoint
-training, routing and evaluation rows; same arguments, same rows, on every machine.
+A task is a text-classification dataset: described in tasks.toml, or one's own (`Task.from_frames`,
+`from_dataset`, `from_folder`). `load_task` returns disjoint training, routing and evaluation rows;
+same arguments, same rows, on every machine.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,16 +22,24 @@ import numpy as np
 import pandas as pd
 
 from .embedded import READERS, hash_order, normalize
-from .errors import SkillStackError, checked_name
+from .errors import SkillStackError, checked_name, did_you_mean
+from .files import read_json
+from .tables import find_table, read_table, understand
 
 SOURCES = ("folder", "hub", "embedded")
+OWN_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+_META = ("text", "text_pair", "label", "label_names", "template", "family", "licence")
 MAX_CHARS = 2000  # every field is cut here, in all sources, so that they hold the same text
 POOL_ROWS = 20_000  # rows of a hub split that are considered at all (amazon has 3.6 million)
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a task lives on the Hugging Face hub. Several text columns are joined by a space."""
+    """Where a task lives on the Hugging Face hub.
+
+    Several text columns are joined by a space; ``{column}`` in `text` or `text_pair` makes it a
+    template over the columns.
+    """
 
     path: str
     config: str | None = None
@@ -38,6 +48,26 @@ class Hub:
     label: str = "label"
     train: str = "train"
     test: str = "test"
+    by_name: bool = False  # labels are looked up by their names, rows of other labels left out
+
+    @property
+    def columns(self) -> list[str]:
+        """What is read, the label last."""
+        fields = [*self.text, *([self.text_pair] if self.text_pair else [])]
+        names = [n for one in fields for n in (re.findall(r"{(\w+)}", one) or [one])]
+        return list(dict.fromkeys([*names, self.label]))
+
+    def rendered(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Text, text_pair and label of rows with these columns."""
+
+        def one(field: str) -> pd.Series:
+            if "{" not in field:
+                return rows[field].fillna("")
+            return pd.Series([field.format(**row) for row in rows.to_dict("records")], rows.index)
+
+        text = pd.concat([one(field) for field in self.text], axis=1).agg(" ".join, axis=1)
+        pair = one(self.text_pair) if self.text_pair else ""
+        return pd.DataFrame({"text": text, "text_pair": pair, "label": rows[self.label]})
 
 
 @dataclass(frozen=True)
@@ -50,7 +80,7 @@ class Task:
     """
 
     name: str
-    family: str  # sentiment, stars, topic, pair, qa: of one family, labels mean or look the same
+    family: str  # sentiment, stars, topic, pair, nli, qa, intent: labels mean or look the same
     label_names: tuple[str, ...]
     template: str = "{text}"  # renders a row to the text that backbone and router both see
     hub: Hub | None = None
@@ -58,6 +88,96 @@ class Task:
     # For probes.py, by probe family ("train", "held_out"): surface formats and words of the task.
     formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, hash=False)
     keywords: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, hash=False)
+    small: bool = False  # gives what it has where a budget asks for more
+    licence: str | None = None  # of the rows
+    # The rows of a task of one's own: text, text_pair, label and split.
+    rows: pd.DataFrame | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def from_frames(
+        cls,
+        name: str,
+        train: pd.DataFrame,
+        test: pd.DataFrame | None = None,
+        *,
+        text: str | None = None,
+        text_pair: str | None = None,
+        label: str | None = None,
+        label_names: Sequence[str] | None = None,
+        template: str | None = None,
+        family: str | None = None,
+        licence: str | None = None,
+    ) -> Task:
+        """A task of one's own rows.
+
+        text, text_pair, label: names of columns; None: guessed, and said in a printed line.
+        Labels are ids or strings; label_names: in the order of the ids. Without `test` three
+        texts of ten, by hash, are it. family: tasks of one family have labels that mean the same;
+        None: a family of its own. Raises `SkillStackError` in one line.
+
+        >>> rows = pd.DataFrame({"text": ["a", "b", "c", "d"], "label": ["no", "yes"] * 2})
+        >>> Task.from_frames("mine", rows[:2], rows[2:], text="text", label="label").label_names
+        mine: 2 labels no, yes
+        ('no', 'yes')
+        """
+        if not isinstance(name, str) or not OWN_NAME.fullmatch(name):
+            raise SkillStackError(
+                f"a task cannot be called {name!r}: its name must match [a-z0-9_-]{{1,64}}"
+            )
+        if name in TASKS:
+            raise SkillStackError(f"{name!r} is a task of the suite: give yours another name")
+        parts = {"train": train} | ({} if test is None else {"test": test})
+        columns = {"text": text, "text_pair": text_pair, "label": label}
+        rows, names = understand(name, parts, columns, label_names)
+        paired = bool(rows["text_pair"].ne("").any())
+        template = template or ("{text}\n{text_pair}" if paired else "{text}")
+        if "{text}" not in template or paired != ("{text_pair}" in template):
+            needs = "{text} and {text_pair}" if paired else "{text}, and no {text_pair}"
+            raise SkillStackError(f"{name}: the template must hold {needs}: {template!r}")
+        facts = {"family": family or name, "licence": licence, "small": True}
+        return cls(name, label_names=names, template=template, rows=rows, **facts)
+
+    @classmethod
+    def from_dataset(cls, name: str, train, test=None, **more) -> Task:
+        """A task of `datasets`: a `Dataset` for each split, or a `DatasetDict` with ``train`` and
+        perhaps ``test``. The names of labels are those of a `ClassLabel`. more: as in
+        `from_frames`."""
+        if isinstance(train, Mapping):
+            if "train" not in train:
+                raise SkillStackError(f"{name}: no split 'train' among {', '.join(train)}")
+            train, test = train["train"], train.get("test") if test is None else test
+        features = getattr(train, "features", {})
+        labelled = [n for n, one in features.items() if hasattr(one, "names")]
+        if more.get("label") is None and len(labelled) == 1:
+            more["label"] = labelled[0]
+        if more.get("label_names") is None and more.get("label") in labelled:
+            more["label_names"] = features[more["label"]].names
+        frames = [None if one is None else one.to_pandas() for one in (train, test)]
+        return cls.from_frames(name, *frames, **more)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Task:
+        """A task of one's own files: ``train`` and perhaps ``test`` as parquet, CSV, TSV or JSONL,
+        and perhaps a meta.json with arguments of `from_frames` (label_names, template, family,
+        licence, names of columns). It is called like the folder."""
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise SkillStackError(f"data folder {folder} does not exist")
+        files = {split: find_table(folder, split) for split in ("train", "test")}
+        if files["train"] is None:
+            raise SkillStackError(f"{folder} holds no train.csv, .tsv, .jsonl or .parquet")
+        meta = folder / "meta.json"
+        facts = read_json(meta) if meta.exists() else {}
+        if not isinstance(facts, dict):
+            raise SkillStackError(f"{meta} is not a JSON object")
+        facts = {key: value for key, value in facts.items() if key in _META}
+        for key, value in facts.items():
+            if key == "label_names" and (not isinstance(value, list) or not value):
+                raise SkillStackError(f"{meta}: label_names must be a list of strings")
+            if key != "label_names" and not isinstance(value, str | None):
+                raise SkillStackError(f"{meta}: {key} must be a string, got {value!r}")
+        read = {split: read_table(path) for split, path in files.items() if path}
+        return cls.from_frames(folder.name, read["train"], read.get("test"), **facts)
 
     def render(self, rows: pd.DataFrame) -> list[str]:
         """The rows as model input, one string each."""
@@ -82,7 +202,7 @@ class TaskData:
     train: pd.DataFrame
     router: pd.DataFrame
     eval: pd.DataFrame
-    source: str  # folder, hub or embedded
+    source: str  # folder, hub, embedded, or own (a task of one's own)
     fingerprint: str  # SHA-256 of all rows
     budget: dict[str, int]  # n_train, n_router, n_eval and seed, as `load_task` was given them
 
@@ -137,12 +257,39 @@ PRESETS: dict[str, tuple[str, ...]] = {n: tuple(names) for n, names in _TOML["st
 KEYWORD_TEMPLATES = {family: tuple(some) for family, some in _TOML["keyword_templates"].items()}
 
 
-def get_task(name: str) -> Task:
-    """The task of that name, or an error that suggests the nearest one."""
-    return TASKS[checked_name(name, TASKS, "task")]
+# Whose texts no task of a stream owns.
+OUT_OF_SCOPE: dict[str, str] = _TOML["out_of_scope"]
 
 
-# ------------------------------------------------------------------ the three sources
+def get_task(name: str, data_dir: str | Path | None = None) -> Task:
+    """The task of that name: of the suite, or a folder of one's own below `data_dir` (None: the
+    variable SKILLSTACK_DATA); an error that suggests the nearest one."""
+    if name in TASKS:
+        return TASKS[name]
+    folder = _data_folder(data_dir)
+    own = own_tasks(folder) if folder and folder.is_dir() else []
+    if name in own:
+        return Task.from_folder(folder / name)
+    if folder is None:
+        checked_name(name, TASKS, "task")
+    hint = did_you_mean(name, [*TASKS, *own])
+    raise SkillStackError(f"unknown task {name!r}{hint}: {folder} holds no folder of that name")
+
+
+def own_tasks(folder: str | Path) -> list[str]:
+    """Names of the folders in a folder that hold training rows, sorted."""
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise SkillStackError(f"data folder {folder} does not exist")
+    return sorted(path.name for path in folder.iterdir() if find_table(path, "train"))
+
+
+def _data_folder(given: str | Path | None) -> Path | None:
+    given = given or os.environ.get("SKILLSTACK_DATA")
+    return Path(given).expanduser() if given else None
+
+
+# ------------------------------------------------------------------ the sources
 
 
 def _read_folder(task: Task, folder: Path) -> pd.DataFrame:
@@ -150,13 +297,12 @@ def _read_folder(task: Task, folder: Path) -> pd.DataFrame:
         raise SkillStackError(f"data folder {folder} does not exist")
     parts = []
     for split in ("train", "test"):
-        path = folder / task.name / f"{split}.parquet"
-        if not path.exists():
-            raise SkillStackError(f"data file {path} does not exist")
-        try:
-            rows = pd.read_parquet(path)
-        except Exception as error:  # pyarrow raises anything from OSError to its own classes
-            raise SkillStackError(f"data file {path} is not readable parquet: {error}") from error
+        path = find_table(folder / task.name, split)
+        if path is None:
+            raise SkillStackError(f"data file {folder / task.name / split}.parquet does not exist")
+        rows = read_table(path)
+        if "label" in rows and rows["label"].isin(task.label_names).all():
+            rows["label"] = rows["label"].map(task.label_names.index)
         parts.append(_checked(rows.assign(split=split), task, str(path)))
     return pd.concat(parts, ignore_index=True)
 
@@ -179,14 +325,10 @@ def _read_hub(task: Task) -> pd.DataFrame:
         if len(dataset) > POOL_ROWS:  # RandomState: its stream is frozen for ever
             chosen = np.random.RandomState(0).permutation(len(dataset))[:POOL_ROWS]
             dataset = dataset.select(np.sort(chosen))
-        columns = [*hub.text, hub.label, *([hub.text_pair] if hub.text_pair else [])]
-        missing = [column for column in columns if column not in dataset.column_names]
+        missing = [column for column in hub.columns if column not in dataset.column_names]
         if missing:
             raise SkillStackError(f"{hub.path} has no column {missing[0]!r} any more")
-        rows = dataset.select_columns(columns).to_pandas()
-        text = rows[list(hub.text)].fillna("").agg(" ".join, axis=1)
-        pair = rows[hub.text_pair].fillna("") if hub.text_pair else ""
-        rows = pd.DataFrame({"text": text, "text_pair": pair, "label": rows[hub.label]})
+        rows = hub.rendered(dataset.select_columns(hub.columns).to_pandas())
         n_read += len(rows)
         where = f"{hub.path} {hub_split}"
         parts.append(_checked(rows.assign(split=split), task, where, drop_empty=True))
@@ -242,8 +384,9 @@ def _checked(rows: pd.DataFrame, task: Task, where: str, drop_empty: bool = Fals
 
 
 def _read(task: Task, source: str, data_dir: str | Path | None) -> tuple[pd.DataFrame, str]:
-    given = data_dir or os.environ.get("SKILLSTACK_DATA")
-    folder = Path(given).expanduser() if given else None
+    if task.rows is not None:
+        return _checked(task.rows, task, task.name), "own"
+    folder = _data_folder(data_dir)
     if source == "auto":
         in_folder = folder and (task.embedded is None or (folder / task.name).exists())
         source = "folder" if in_folder else "hub" if task.embedded is None else "embedded"
@@ -258,7 +401,7 @@ def _read(task: Task, source: str, data_dir: str | Path | None) -> tuple[pd.Data
 
 
 def load_task(
-    name: str,
+    name: str | Task,
     n_train: int,
     n_router: int,
     n_eval: int,
@@ -266,22 +409,25 @@ def load_task(
     source: str = "auto",
     data_dir: str | Path | None = None,
 ) -> TaskData:
-    """Choose disjoint rows of one task.
+    """Choose disjoint rows of one task: of the suite, of a folder below the data folder, or a
+    `Task` of one's own.
 
     `n_train` and `n_eval` count per class, `n_router` per task (as evenly over the classes as
     the rows allow). `train` and `router` come from the train split, `eval` from the test split;
     no normalized text stands in two of them. A row's rank is the SHA-256 of seed and text, so a
     smaller budget is a subset of a larger one. Source ``"auto"`` is the folder (`data_dir`, else
     the variable SKILLSTACK_DATA) where there is one, else the task's own source; an embedded task
-    takes the folder only where that holds it. Raises `SkillStackError` when there are too few
-    rows, saying how many there are, and before anything is read when a number is negative or no
-    integer.
+    takes the folder only where that holds it. A task marked `small`, as one's own are, gives what
+    it has where a budget asks for more, and says so. Raises `SkillStackError` when there are too
+    few rows, saying how many there are, and before anything is read when a number is negative or
+    no integer.
 
     >>> data = load_task("bbc", n_train=2, n_router=5, n_eval=3, seed=0, source="embedded")
     >>> len(data.train), len(data.router), len(data.eval)  # 5 classes
     (10, 5, 15)
     """
-    task = get_task(name)
+    task = name if isinstance(name, Task) else get_task(name, data_dir)
+    name = task.name
     budget = {"n_train": n_train, "n_router": n_router, "n_eval": n_eval, "seed": seed}
     budget = {parameter: _count(value, parameter) for parameter, value in budget.items()}
     n_train, n_router, n_eval, seed = budget.values()
@@ -291,16 +437,24 @@ def load_task(
     held_out = held_out[~held_out["key"].isin(pool["key"])]
     salt, have = f"{seed}\x1f{name}", f"asks for more than there is: {name} ({source}) has only"
     pool, held_out = _ranked(pool, salt), _ranked(held_out, salt)
-    asked = {"n_train": (pool, "training"), "n_eval": (held_out, "evaluation")}
-    for parameter, (part, split) in asked.items():
-        counts = np.bincount(part["label"], minlength=len(task.label_names))
-        if counts.min() < budget[parameter]:
+    classes, most = len(task.label_names), n_train
+    for parameter, part, split in (
+        ("n_train", pool, "training"),
+        ("n_eval", held_out, "evaluation"),
+    ):
+        counts = np.bincount(part["label"], minlength=classes)
+        if task.small and counts.min() > 0 and parameter == "n_train":
+            # A class keeps for routing what is asked of it, or a quarter of what it has.
+            kept = np.minimum(n_router // classes, counts // 4)
+            most = np.where(counts - kept < n_train, counts - counts // 4, n_train)
+        elif counts.min() < budget[parameter] and not (task.small and counts.max() > 0):
             raise SkillStackError(
                 f"{parameter}={budget[parameter]} {have} {counts.min()} {split} rows of class "
                 f"{task.label_names[counts.argmin()]!r}"
             )
-    train, rest = pool[pool["rank"] < n_train], pool[pool["rank"] >= n_train]
-    if len(rest) < n_router:
+    trained = pool["rank"] < np.broadcast_to(most, classes)[pool["label"]]
+    train, rest = pool[trained], pool[~trained]
+    if len(rest) < n_router and not (task.small and len(rest)):
         raise SkillStackError(
             f"n_router={n_router} {have} {len(rest)} rows left beside n_train={n_train} per class"
         )
@@ -309,6 +463,14 @@ def load_task(
         part.sort_values("order", kind="stable", ignore_index=True)[["text", "text_pair", "label"]]
         for part in (train, router, held_out[held_out["rank"] < n_eval])
     ]
+    asked = {"training": n_train * classes, "routing": n_router, "evaluation": n_eval * classes}
+    fewer = [
+        f"{len(part)} of {count} {split}"
+        for part, (split, count) in zip(chosen, asked.items(), strict=True)
+        if len(part) < count
+    ]
+    if fewer:
+        print(f"{name}: fewer rows than asked for: {', '.join(fewer)}")
     fingerprint = hashlib.sha256(b"".join(map(_as_bytes, chosen))).hexdigest()
     return TaskData(task, *chosen, source=source, fingerprint=fingerprint, budget=budget)
 
