@@ -22,8 +22,8 @@ _HOME = {
     "make_router save_router load_router",
     "bitstack": "BitStack",
     "answers": "Answers",
-    "lab.parameters": "RunConfig",
-    "lab.runs": "open_run load_runs repo_root",
+    "lab.parameters": "RunConfig repo_root",
+    "lab.runs": "open_run load_runs",
     "lab.experiment": "load_stream open_or_train open_stack fit_router",
 }
 _HOME = {name: module for module, names in _HOME.items() for name in names.split()}
@@ -38,8 +38,8 @@ if TYPE_CHECKING:  # for editors
     from .frames import Frame
     from .heads import instruction
     from .lab.experiment import fit_router, load_stream, open_or_train, open_stack
-    from .lab.parameters import RunConfig
-    from .lab.runs import load_runs, open_run, repo_root
+    from .lab.parameters import RunConfig, repo_root
+    from .lab.runs import load_runs, open_run
     from .loading import load_backbone
     from .routers import (
         HybridChainRouter,

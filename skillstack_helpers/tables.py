@@ -137,6 +137,9 @@ def _guessed(name: str, rows: pd.DataFrame, named: Mapping[str, str]) -> tuple[s
     names = list(rows.columns)
     free = [column for column in names if column not in named.values()]
     label = named.get("label") or next((c for c in LABEL if c in free), None)
+    if label is None and len(free) == 2 and "text" not in named:  # labels come again and again
+        few, many = sorted(free, key=lambda column: rows[column].astype(str).nunique())
+        label = few if rows[few].astype(str).nunique() < rows[many].astype(str).nunique() else None
     texts = [c for c in free if c != label and rows[c].map(lambda v: isinstance(v, str)).any()]
     text = named.get("text") or next((c for c in TEXT if c in free and c != label), None)
     if text is None and len(texts) == 1:

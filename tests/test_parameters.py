@@ -74,7 +74,7 @@ def test_a_kernel_can_be_run_again_from_the_parameters_cell(injected):
     config = RunConfig.from_notebook(namespace | {"In": ["", *cells]}, "01")
     assert (config.preset, config.router) == ("mini4", "centroid")
     assert config.seed == (7 if injected else 5)
-    later = "budget = (1, 2)\ntasks = ['a']\nmethods = ['x', 'y']\ni = 3"
+    later = "budget = (1, 2)\nnames = ['a']\nmethods = ['x', 'y']\ni = 3"
     exec(later, namespace)
     namespace["router"] = object()
     changed = cells[1].replace("5", "6")
@@ -103,8 +103,9 @@ def test_the_identity_holds_what_differs_from_the_defaults():
         data_dir="x", output_dir="x", stack_dir="x", notebook="x", methods="ewc",
     )  # fmt: skip
     assert RunConfig(**places).identity() == {}
+    assert RunConfig(tasks="b, a").identity() == {"tasks": "b,a"}
     of_methods = {"ewc_strength", "olora_strength", "buffer_size", "n_held_back", "max_loss_pp"}
-    assert {*changed, *places, *of_methods} == {f.name for f in dataclasses.fields(RunConfig)}
+    assert {"tasks", *changed, *places, *of_methods} == {f.name for f in dataclasses.fields(RunConfig)}
 
 
 def test_a_methods_own_parameters_are_no_part_of_other_runs():

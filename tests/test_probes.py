@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,12 +9,13 @@ from hypothesis import strategies as st
 from skillstack_helpers import SkillStackError, probes
 from skillstack_helpers.tasks import KEYWORD_TEMPLATES, TASKS
 
+CURATED = [task for task in TASKS.values() if task.formats]
 WORDS = st.text(alphabet="ab .?!{}\n", min_size=1, max_size=40)
 
 
 @pytest.mark.parametrize("family", probes.FAMILIES)
 def test_templates_have_their_places_exactly_once(family):
-    for task in TASKS.values():
+    for task in CURATED:
         pair = "{text_pair}" in task.template
         assert len(task.formats[family]) >= 3
         for template in task.formats[family]:
@@ -26,12 +28,12 @@ def test_templates_have_their_places_exactly_once(family):
 
 def test_held_out_is_held_out():
     formats = {
-        family: {one for task in TASKS.values() for one in task.formats[family]}
+        family: {one for task in CURATED for one in task.formats[family]}
         for family in probes.FAMILIES
     }
     assert not formats["train"] & formats["held_out"]
     assert not set(KEYWORD_TEMPLATES["train"]) & set(KEYWORD_TEMPLATES["held_out"])
-    for task in TASKS.values():
+    for task in CURATED:
         ours, others = (set(task.keywords[family]) for family in probes.FAMILIES)
         assert len(ours) == len(others) == 12 and not ours & others
 
@@ -86,10 +88,37 @@ def test_bad_input(stream):
         probes.rewritten(stream[:1], "eval", "train", seed=1)
     with pytest.raises(SkillStackError, match="two tasks"):
         probes.with_keywords(stream[:1], "eval", "train", seed=1)
-    bare = [replace(data, task=replace(data.task, formats={}, keywords={})) for data in stream]
-    with pytest.raises(SkillStackError, match="no format templates for task '(imdb|agnews|qqp)'"):
-        probes.rewritten(bare, "eval", "train", seed=1)
-    with pytest.raises(SkillStackError, match="task '(imdb|agnews|qqp)' has 0 keywords, not 5"):
-        probes.with_keywords(bare, "eval", "train", seed=1)
     with pytest.raises(SkillStackError, match="has 12 keywords, not 13"):
         probes.with_keywords(stream, "eval", "train", seed=1, n=13)
+
+
+def bare(data, texts):
+    """The same task without formats and keywords, its routing rows other texts."""
+    task = replace(data.task, formats={}, keywords={})
+    rows = pd.DataFrame({"text": texts, "text_pair": "", "label": 0})
+    return replace(data, task=task, router=rows)
+
+
+def test_formats_are_made_from_the_name_of_a_task_that_has_none(stream):
+    made = {}
+    for data in (bare(stream[0], ["a"]), bare(stream[2], ["a"])):  # one text; a pair
+        pair = "{text_pair}" in data.task.template
+        for family in probes.FAMILIES:
+            templates = made[data.name, family] = probes.formats(data, family)
+            assert len(templates) >= 3 and all(one.count("{text}") == 1 for one in templates)
+            assert all(one.count("{text_pair}") == pair for one in templates)
+            assert data.task.template in templates or data.name in templates[0].lower()
+        assert not set(made[data.name, "train"]) & set(made[data.name, "held_out"])
+
+
+def test_keywords_are_learned_by_hand(stream):
+    # Shares of texts: fee 2/2 against 1/2, late 2/2 against 0; "the" tells nothing.
+    billing = bare(stream[0], ["The late fee", "the FEE was late"])
+    returns = bare(stream[1], ["the parcel", "the fee for a parcel, a parcel"])
+    assert probes.keywords([billing, returns], "train")["imdb"] == ("late", "was")
+    assert probes.keywords([billing, returns], "held_out")["imdb"] == ("fee",)
+    assert probes.keywords([billing, returns], "train")["agnews"][0] == "parcel"
+    kept = probes.keywords([billing, stream[1]], "train")["agnews"]
+    assert kept == stream[1].task.keywords["train"]
+    with pytest.raises(SkillStackError, match=r"task 'imdb' has \d keywords, not 5: its routing"):
+        probes.with_keywords([billing, returns], "eval", "train", seed=1)

@@ -15,7 +15,9 @@ from conftest import ROOT
 
 from skillstack_helpers import SkillStackError
 from skillstack_helpers.lab import plotting
+from skillstack_helpers.lab.parameters import RunConfig
 from skillstack_helpers.lab.runs import COLUMNS, load_runs, placed, read_run
+from skillstack_helpers.tasks import TASKS
 
 sys.path.insert(0, str(ROOT / "results"))
 from report import base, baselines
@@ -168,8 +170,10 @@ def test_two_models_two_budgets_and_two_runs_of_a_seed_are_never_averaged(make, 
 
 def run_of(numbers, preset="two_task", **files):
     """What a figure is drawn from: the run of the saved frames, with those that are alike."""
-    config = SimpleNamespace(preset=preset, n_router=256)
-    return SimpleNamespace(alike=lambda: numbers, config=config, read=lambda name: files[name[:-4]])
+    config = RunConfig(preset=preset)
+    labels = {name: TASKS[name].label_names for name in config.task_names}
+    read = {"alike": lambda: numbers, "read": lambda name: files[name[:-4]]}
+    return SimpleNamespace(**read, config=config, labels=labels)
 
 
 def two_methods(frames, other, method="ewc", seeds=(1, 2, 3, 4)):

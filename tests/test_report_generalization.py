@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT, rows
 
-from skillstack_helpers.tasks import PRESETS
+from skillstack_helpers.lab.parameters import RunConfig
+from skillstack_helpers.tasks import PRESETS, TASKS
 
 sys.path.insert(0, str(ROOT / "results"))
 from report import generalization
@@ -52,8 +53,15 @@ def run_of(monkeypatch):
             found = mine[mine["metric"].eq(metric) & mine["split"].eq(where["split"])]
             return found["value"].item() if len(found) else float("nan")
 
-        config = SimpleNamespace(preset="mixed8")
-        one = {"alike": lambda: metrics, "config": config, "value": value_of, "metrics": mine}
+        config = RunConfig(preset="mixed8")
+        labels = {name: task.label_names for name, task in TASKS.items()}
+        one = {
+            "labels": labels,
+            "alike": lambda: metrics,
+            "config": config,
+            "value": value_of,
+            "metrics": mine,
+        }
         one["read"] = lambda name, _: files[name[:-4]][0]
         one["read_alike"] = lambda name, _: list(zip((42, 7), files[name[:-4]], strict=True))
         return SimpleNamespace(**one)

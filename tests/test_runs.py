@@ -30,7 +30,12 @@ def backbone(**changed):
     )
 
 
-ROWS = [SimpleNamespace(name=name, source="folder", fingerprint=name * 2) for name in "ab"]
+def rows_of(name, fingerprint):
+    task = SimpleNamespace(label_names=("no", "yes"))
+    return SimpleNamespace(name=name, source="folder", fingerprint=fingerprint, task=task)
+
+
+ROWS = [rows_of("a", "aa"), rows_of("b", "bb")]
 
 
 @pytest.fixture
@@ -141,7 +146,7 @@ def test_the_id_names_what_was_run(settings):
     "changed",
     [
         {"rows": [ROWS[0]]},
-        {"rows": [ROWS[0], SimpleNamespace(name="b", source="folder", fingerprint="other")]},
+        {"rows": [ROWS[0], rows_of("b", "other")]},
         {"model": backbone(revision="2")},
         {"model": backbone(dtype="bfloat16")},
         {"model": backbone(device="cuda:0")},

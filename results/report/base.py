@@ -17,7 +17,6 @@ from skillstack_helpers.errors import SkillStackError
 from skillstack_helpers.lab.display import Drawn
 from skillstack_helpers.lab.runs import Run, load_published
 from skillstack_helpers.metrics import bootstrap_interval, seed_range
-from skillstack_helpers.tasks import PRESETS, TASKS
 
 SHOWN_AS = {"fraction": 100, "bytes": 1e-6, "count": 1e-6}  # percent or points, MB, millions
 
@@ -216,9 +215,9 @@ def minus(numbers: pd.DataFrame, same: Sequence[str], **where) -> pd.Series:
     return numbers["value"] - those
 
 
-def chance(preset: str) -> pd.Series:
-    """Accuracy by chance of every task of a stream, fractions."""
-    return pd.Series({task: 1 / len(TASKS[task].label_names) for task in PRESETS[preset]})
+def chance(run: Run) -> pd.Series:
+    """Accuracy by chance of every task whose rows the run read, fractions."""
+    return pd.Series({task: 1 / len(names) for task, names in run.labels.items()})
 
 
 def in_order(numbers: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFrame:

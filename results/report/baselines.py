@@ -14,7 +14,6 @@ from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name, style
 from skillstack_helpers.lab.parameters import METHODS
 from skillstack_helpers.lab.runs import Run
-from skillstack_helpers.tasks import PRESETS
 
 from .base import (
     Figure,
@@ -218,7 +217,7 @@ def differences(run: Run) -> Drawn:
 def search(run: Run) -> Drawn:
     """Accuracy on validation rows against the strength of a penalty; run: of the search."""
     table = run.read("search.csv")
-    n = len(PRESETS[run.config.preset]) * min(VALIDATION_ROWS, run.config.n_router)
+    n = len(run.config.task_names) * min(VALIDATION_ROWS, run.config.n_router)
     searched = list(table["method"].unique())
     axes = plotting.panels(1, len(searched), plotting.WIDEST, 3.8, sharey=True)
     moments = {"final": "at the end of the stream", "learned": "right after its task"}
@@ -255,7 +254,7 @@ def search(run: Run) -> Drawn:
 
 def stream(run: Run) -> Drawn:
     """Mean accuracy on the tasks learned so far, over the stream."""
-    found, order = _ours(run.alike()), list(PRESETS[run.config.preset])
+    found, order = _ours(run.alike()), list(run.config.task_names)
     cells = found[found["metric"].eq("accuracy")]
     tables = with_ends(cells, ["method", "trained_through"], {"percent": "accuracy"})
     table = pd.concat([part["percent"] for part in tables], axis=1, keys=["percent", "low", "high"])
@@ -290,7 +289,7 @@ def stream(run: Run) -> Drawn:
 
 def tasks(run: Run) -> Drawn:
     """Accuracy on every task at the end, told the task, and of the routed stack."""
-    found, order = _ours(run.alike()), list(PRESETS[run.config.preset])
+    found, order = _ours(run.alike()), list(run.config.task_names)
     columns = {task: {"metric": "final", "eval_task": task} for task in order}
     routed = {task: {"metric": "routed", "eval_task": task} for task in order}
     stack = found[found["method"].eq("frames")]
@@ -302,7 +301,7 @@ def tasks(run: Run) -> Drawn:
     answer = f"Against the saved frames, the router costs most on {where.iloc[0]} "
     answer += f"({most.iloc[0]:+.1f} points), forgetting on {where.iloc[1]} ({most.iloc[1]:+.1f})."
     title = "Accuracy at the end of the stream (%)"
-    ax = plotting.task_grid(table, chance(run.config.preset), title)
+    ax = plotting.task_grid(table, chance(run), title)
     alt = "A heat map: rows the methods, columns the tasks and their mean; the last row is chance."
     look = "The first row is told nothing, all others are told the task. White is chance."
     return Drawn(ax, answer, alt, look, seeds_of(found))

@@ -8,7 +8,6 @@ from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn
 from skillstack_helpers.lab.names import name, style
 from skillstack_helpers.lab.runs import Run
-from skillstack_helpers.tasks import PRESETS
 
 from .base import (
     Figure,
@@ -101,7 +100,7 @@ def sparsity(run: Run) -> Drawn:
             ax.axhline(value, lw=2, ls="-." if label == name("ewc") else "-", **how)
         if metric != "final_drop":
             ax.set_ylim(0, 100)
-            level = 100 * chance(run.config.preset).mean()
+            level = 100 * chance(run).mean()
             ax.axhline(level, color="black", ls=":", lw=1, label="chance")
     top = axes[0].get_ylim()[1]
     axes[0].set_ylim(min(axes[0].get_ylim()[0], -0.05 * top), top)
@@ -125,14 +124,14 @@ def sparsity(run: Run) -> Drawn:
 def tasks(run: Run) -> Drawn:
     """Accuracy on every task at the end."""
     found = run.alike().sort_values("method", kind="stable")
-    order = list(PRESETS[run.config.preset])
+    order = list(run.config.task_names)
     last = {"metric": "accuracy", "trained_through": order[-1]}
     columns = {task: last | {"eval_task": task} for task in order}
     table = figures(found, ["method"], columns).rename(index=name) / 100
     first = order[0]
     masked = table[table.index.str.startswith("BitStack")][first]
     title = "Accuracy at the end of the stream (%)"
-    ax = plotting.task_grid(table, chance(run.config.preset), title)
+    ax = plotting.task_grid(table, chance(run), title)
     answer = f"At the end the first task, {first}, is between {100 * masked.min():.1f} and "
     answer += (
         f"{100 * masked.max():.1f} % with BitStack, {100 * table.loc['EWC', first]:.1f} % with "
@@ -140,7 +139,7 @@ def tasks(run: Run) -> Drawn:
     answer += (
         f"EWC and {100 * table.loc[name('frames'), first]:.1f} % with the saved frames; chance "
     )
-    answer += f"is {100 * chance(run.config.preset)[first]:.0f} %."
+    answer += f"is {100 * chance(run)[first]:.0f} %."
     alt = "A heat map: rows the methods, columns the tasks and their mean; the last row is chance."
     look = "All are told the task. The stream runs from left to right: the first columns have had "
     look += "most time to be forgotten. White is chance."

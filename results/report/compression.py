@@ -14,7 +14,6 @@ from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name, style
 from skillstack_helpers.lab.runs import Run
-from skillstack_helpers.tasks import PRESETS
 
 from .base import (
     RANGE,
@@ -344,7 +343,7 @@ def _said(point: pd.Series) -> str:
 
 def change(run: Run) -> Drawn:
     """What every way changes on every task, mean over seeds."""
-    metrics, order = run.alike(), list(PRESETS[run.config.preset])
+    metrics, order = run.alike(), list(run.config.task_names)
     saved = metrics.loc[metrics["metric"].eq("total_bytes"), "split"]
     found = metrics[metrics["metric"].eq("routed") & metrics["split"].isin(saved)]
     less = found.assign(value=minus(found, ["seed", "eval_task"], split="full"))
@@ -425,7 +424,7 @@ def family(run: Run) -> Drawn:
     how = {"index": "removed", "columns": "frame", "values": "share", "fill_value": 0}
     sent = [each for _, each in run.read_alike("substitutes.csv")]
     shares = _mean([each.pivot_table(**how, sort=False) for each in sent])
-    frames = [task for task in PRESETS[run.config.preset] if task in shares]
+    frames = [task for task in run.config.task_names if task in shares]
     shares = 100 * shares.reindex(index=table.index, columns=frames).fillna(0)
     size = plotting.WIDEST, 2.5 + 0.34 * len(table)
     one, other = plotting.panels(1, 2, *size, width_ratios=[table.shape[1], len(frames)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,12 @@ from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import style
 from skillstack_helpers.lab.runs import Run
-from skillstack_helpers.tasks import PRESETS, TASKS
 
 from .base import (
     Figure,
     Table,
     by_seed,
+    chance,
     ends_said,
     in_order,
     measured,
@@ -65,7 +65,7 @@ def generalization_table(metrics: pd.DataFrame) -> pd.DataFrame:
 def answers(run: Run) -> Drawn:
     """Correct answers on every task, seen or not, by four ways to answer; over seeds."""
     found = run.alike()
-    groups = _groups(run)
+    groups, known = _groups(run), chance(run)
     columns = {shown: {"metric": "accuracy", "split": split} for split, shown in WAYS.items()}
     parts = with_ends(found[found["eval_task"].ne("")], ["eval_task"], columns)
     for group in groups:
@@ -79,16 +79,16 @@ def answers(run: Run) -> Drawn:
     title = "Who answers rows that were not trained on"
     plotting.dots(means, "correct answers (%)", ax, title, low, high)
     for place, task in enumerate(order):
-        if task in TASKS:
+        if task in known:
             how = {"color": style("chance")["color"], "lw": 1.6, "zorder": 0}
-            ax.vlines(100 * _chance(task), place - 0.42, place + 0.42, **how)
+            ax.vlines(100 * known[task], place - 0.42, place + 0.42, **how)
         if place % 2:  # so that marks are not taken for those of the next line
             ax.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", zorder=-1)
     ax.plot([], [], linestyle="none", markersize=10, **style("chance"))
     ax.legend(ncols=5, **plotting.ABOVE)
     ax.set_xticks(range(0, 101, 20))
     ax.set_xlim(-3, 103)
-    ax.set_yticks(range(len(order)), [line if line in TASKS else "mean" for line in order])
+    ax.set_yticks(range(len(order)), [line if line in known else "mean" for line in order])
     ends = np.cumsum([0, *(len(tasks) + 1 for tasks in groups.values())]) - 0.5
     how = {"transform": ax.get_yaxis_transform(), "rotation": 270, "size": plotting.SMALL}
     for group, start, end in zip(groups, ends[:-1], ends[1:], strict=True):
@@ -131,7 +131,7 @@ def transfer(run: Run) -> Drawn:
     seeds, tables = zip(*run.read_alike("transfer.csv", 0), strict=True)
     groups = _groups(run)
     mean = sum(tables) / len(tables)
-    far = plotting.above_chance(mean, pd.Series({task: _chance(task) for task in mean}))
+    far = plotting.above_chance(mean, chance(run)[list(mean)])
     counts = [len(tasks) for tasks in groups.values()]
     size = (plotting.WIDEST, 1.6 + 0.34 * len(mean))
     axes = plotting.panels(1, len(groups), *size, width_ratios=counts)
@@ -196,11 +196,14 @@ def routes(run: Run) -> Drawn:
     answer = f"The right frame is picked for {100 * np.mean(own):.1f} % of the texts of "
     answer += f"{GROUPS['seen']}, mean over tasks."
     if "unseen" in groups:
-        lost = _without_words(share.loc[groups["unseen"]])
-        where = share.loc[lost.idxmax()].drop(_knowing(lost.idxmax(), share.columns)).idxmax()
+        lost = _without_words(share.loc[groups["unseen"]], run.labels)
         answer += f" Of {GROUPS['unseen']}, {100 * lost.mean():.1f} % of the texts go to a "
-        answer += f"frame that has no word for the answer, most on {lost.idxmax()} "
-        answer += f"({100 * lost.max():.1f} %, above all to {where})."
+        answer += "frame that has no word for the answer"
+        if lost.any():
+            knowing = _knowing(lost.idxmax(), share.columns, run.labels)
+            where = share.loc[lost.idxmax()].drop(knowing).idxmax()
+            answer += f", most on {lost.idxmax()} ({100 * lost.max():.1f} %, above all to {where})"
+        answer += "."
     alt = (
         "A heat map of the router's picks: rows the task of the text, those never trained on below "
     )
@@ -213,23 +216,19 @@ def routes(run: Run) -> Drawn:
     return Drawn(ax, answer, alt, look, seeds)
 
 
-def _without_words(share: pd.DataFrame) -> pd.Series:
+def _without_words(share: pd.DataFrame, labels: Mapping) -> pd.Series:
     """The share of each task's texts (rows) that goes to frames which do not know its labels."""
-    lost = {t: 1 - share.loc[t, _knowing(t, share.columns)].sum() for t in share.index}
+    lost = {t: 1 - share.loc[t, _knowing(t, share.columns, labels)].sum() for t in share.index}
     return pd.Series(lost).clip(lower=0)
 
 
-def _knowing(task: str, frames) -> list[str]:
-    return [frame for frame in frames if TASKS[frame].label_names == TASKS[task].label_names]
-
-
-def _chance(task: str) -> float:
-    return 1 / len(TASKS[task].label_names)
+def _knowing(task: str, frames, labels: Mapping) -> list[str]:
+    return [frame for frame in frames if labels[frame] == labels[task]]
 
 
 def _groups(run: Run) -> dict[str, list[str]]:
     """The tasks of the stack, and those never trained on (if there are any)."""
-    seen = list(PRESETS[run.config.preset])
+    seen = list(run.config.task_names)
     tasks = run.metrics.loc[run.metrics["metric"].eq("accuracy"), "eval_task"].unique()
     groups = {"seen": seen, "unseen": [task for task in tasks if task not in seen]}
     return {group: tasks for group, tasks in groups.items() if tasks}
@@ -241,11 +240,11 @@ def words_missing(run: Run) -> str:
     if np.isnan(means["oracle"]):
         return "There was no task that shares its labels with a frame and was not trained on."
     share = run.read("routes.csv", 0).loc[_groups(run)["unseen"]]
+    lost = 100 * _without_words(share, run.labels).mean()
     return (
         f"On tasks never trained on, the router gives away "
         f"{means['oracle'] - means['routed stack']:.1f} points to the best frame per task; "
-        f"{100 * _without_words(share).mean():.1f} % of the texts go to frames that have no word "
-        "for the answer."
+        f"{lost:.1f} % of the texts go to frames that have no word for the answer."
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import base64
 import re
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -37,6 +38,10 @@ TOPICS = {  # page -> module; in the order of the notebooks
 }
 TABLES: dict[str, Table] = {k: v for topic in TOPICS.values() for k, v in topic.TABLES.items()}
 FIGURES: dict[str, Figure] = {k: v for topic in TOPICS.values() for k, v in topic.FIGURES.items()}
+BADGES = {
+    "Colab": "https://colab.research.google.com/assets/colab-badge.svg",
+    "Kaggle": "https://kaggle.com/static/images/open-in-kaggle.svg",
+}
 PLACES = {"data_dir", "output_dir", "source", "dtype", "device"}  # not in a command that is shown
 
 # ---------------------------------------------------------------------- tables
@@ -167,10 +172,11 @@ def pages() -> list[Path]:
     return [root / "README.md", *sorted((root / "results").glob("*.md"))]
 
 
-def with_pictures(path: Path, pictures: Mapping[str, bytes]) -> bytes:
-    """A notebook with the pictures that its texts name (``attachment:NAME.png``) inside it, so that
-    they are seen wherever it is opened."""
+def finished_notebook(path: Path, pictures: Mapping[str, bytes]) -> bytes:
+    """A notebook with the suite's address, and with the pictures that its texts name
+    (``attachment:NAME.png``) inside it, so that they are seen wherever it is opened."""
     notebook = nbformat.read(path, 4)
+    addressed(notebook.cells, path)
     for cell in notebook.cells:
         names = re.findall(r"\(attachment:([\w.]+)\)", cell.source)
         if cell.cell_type == "markdown" and names:
@@ -234,17 +240,39 @@ def minutes(name: str, runs: pd.DataFrame) -> str:
     return f"{found.assign(spent=spent).groupby('seed')['spent'].sum().max() / 60:.0f}"
 
 
+def repository() -> str:
+    """The suite's address, from pyproject.toml; empty while it has none."""
+    project = tomllib.loads((repo_root() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project.get("urls", {}).get("Repository", "").removesuffix("/").removesuffix(".git")
+
+
 def hosted(path: Path) -> dict[str, str]:
-    """Where a notebook can be opened on Colab and Kaggle; nothing while the suite's address, which
-    its setup cell holds, is not set."""
-    setup = nbformat.read(path, 4).cells[1].source
-    address = re.search(r'_REPOSITORY = "(?:https://github\.com/)?(.*?)(?:\.git)?"', setup).group(1)
-    where = f"{address}/blob/main/notebooks/{path.name}"
+    """Where a notebook can be opened on Colab and Kaggle, which read from GitHub alone; nothing
+    while the suite has no address there."""
+    address = repository()
+    where = f"{address.removeprefix('https://github.com/')}/blob/main/notebooks/{path.name}"
     links = {
         "Colab": f"https://colab.research.google.com/github/{where}",
         "Kaggle": f"https://kaggle.com/kernels/welcome?src=https://github.com/{where}",
     }
-    return links if address else {}
+    return links if address.startswith("https://github.com/") else {}
+
+
+def addressed(cells: list, path: Path) -> None:
+    """Write the suite's address into a notebook's cells: into the setup cell, and as links below
+    the title."""
+    title, _, text = cells[0].source.partition("\n\n")
+    text = re.sub(r"\A\[!\[Open in .*\n\n", "", text)  # of an earlier address
+    links = [f"[![Open in {site}]({BADGES[site]})]({link})" for site, link in hosted(path).items()]
+    cells[0].source = "\n\n".join([title, *([" ".join(links)] if links else []), text])
+    line = rf'\1"{repository()}"'
+    cells[1].source = re.sub(r'(?m)^(_REPOSITORY = )".*?"', line, cells[1].source, count=1)
+
+
+def cited(text: str) -> str:
+    """CITATION.cff with the suite's address."""
+    text = re.sub(r"(?m)^repository-code: .*\n", "", text)
+    return text + (f"repository-code: {repository()}\n" if repository() else "")
 
 
 def make() -> dict[str, bytes]:
@@ -267,8 +295,10 @@ def make() -> dict[str, bytes]:
         text = fill(path.read_text(encoding="utf-8"), blocks)
         made[str(path.relative_to(repo_root()))] = text.encode()
     for path in sorted((repo_root() / "notebooks").glob("*.ipynb")):
-        made[f"notebooks/{path.name}"] = with_pictures(path, made)
+        made[f"notebooks/{path.name}"] = finished_notebook(path, made)
     made["docs/gallery.md"] = gallery_page(drawn).encode()
+    citation = (repo_root() / "CITATION.cff").read_text(encoding="utf-8")
+    made["CITATION.cff"] = cited(citation).encode()
     return made
 
 

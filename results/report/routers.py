@@ -10,7 +10,6 @@ from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name, style
 from skillstack_helpers.lab.runs import Run
-from skillstack_helpers.tasks import PRESETS
 
 from .base import (
     Figure,
@@ -295,7 +294,7 @@ def cost(run: Run) -> Drawn:
 
 def confusion(run: Run) -> Drawn:
     """Where the default router sends each task's texts, and what another does differently."""
-    routing, order = files(run, "routing.parquet"), list(PRESETS[run.config.preset])
+    routing, order = files(run, "routing.parquet"), list(run.config.task_names)
     other = run.config.router if run.config.router != DEFAULT else _ahead(run)
     shares = {}
     for router in (DEFAULT, other):
@@ -511,7 +510,7 @@ def traps(run: Run) -> str:
 
 
 def _frames(run: Run) -> int:
-    return len(PRESETS[run.config.preset])
+    return len(run.config.task_names)
 
 
 def _curve(values: pd.Series, x: pd.Series, of: str) -> pd.DataFrame:

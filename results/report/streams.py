@@ -93,10 +93,14 @@ def confusion(run: Run) -> Drawn:
     pairs = astray.groupby(["task", "frame"]).size().sort_values(ascending=False)
     answer = (
         f"The router finds the right frame for {100 * (1 - len(astray) / len(routes)):.1f} % of "
-        f"{len(routes):,} texts; {100 * (astray['answer'] == astray['truth']).mean():.0f} % of the "
-        f"{len(astray)} sent to another frame are answered correctly all the same."
+        f"{len(routes):,} texts"
     )
-    if len(pairs):
+    if not len(pairs):
+        answer += "."
+    else:
+        share = 100 * (astray["answer"] == astray["truth"]).mean()
+        answer += f"; {share:.0f} % of the {len(astray)} sent to another frame are answered "
+        answer += "correctly all the same."
         answer += f" Most often {pairs.index[0][0]} is taken for {pairs.index[0][1]}."
     alt = "A heat map of the router's picks: rows the task of the text, columns the frame picked."
     look = "Off the diagonal are tasks that look alike; a cell is percent of its row."

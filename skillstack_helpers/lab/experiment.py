@@ -16,18 +16,18 @@ from ..loading import load_backbone
 from ..progress import progress
 from ..routers import load_router, make_router, save_router
 from ..stack import SkillStack, read_manifest
-from ..tasks import PRESETS, Task, TaskData, load_task
+from ..tasks import Task, TaskData, load_task
 from ..training import recipe
-from .parameters import RunConfig
-from .runs import Run, placed
+from .parameters import RunConfig, placed
+from .runs import Run
 
 INSPECTED = ("hybrid_chain", "centroid")  # fitted for the inspector where a stack has no router
 
 
 def load_stream(config: RunConfig, **budget: int) -> list[TaskData]:
-    """The rows of the preset's tasks; budget: `n_train`, `n_router` or `n_eval` to override."""
+    """The rows of the stream's tasks; budget: `n_train`, `n_router` or `n_eval` to override."""
     counts = {n: getattr(config, n) for n in ("n_train", "n_router", "n_eval")} | budget
-    names = progress(PRESETS[config.preset], "load rows", "task")
+    names = progress(config.task_names, "load rows", "task")
     where = {"source": config.source, "data_dir": config.data_dir}
     return [load_task(name, **counts, seed=config.seed, **where) for name in names]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..config import TrainingConfig, check_at_least
 from ..errors import SkillStackError, checked_name, did_you_mean
-from ..tasks import PRESETS, SOURCES
+from ..tasks import PRESETS, SOURCES, TASKS, own_tasks
 
 # Names only, so that a mistyped one is answered before torch or scikit-learn is loaded; tests hold
 # both against the classes.
@@ -49,6 +51,29 @@ _PLACES = ("data_dir", "output_dir", "stack_dir", "methods", "notebook")
 _BY_CONTENT = ("model", "dtype", "quantize", "device", "source")
 
 
+def repo_root() -> Path:
+    """The checkout this package is installed from (``pip install -e``), else the working
+    directory."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").exists() else Path.cwd()
+
+
+def placed(folder: str | Path) -> Path:
+    """Where a folder given by a user is: relative ones are the repository's."""
+    return repo_root() / Path(folder).expanduser()
+
+
+def user_path(folder: str | Path) -> Path:
+    """Where a user's own data is: as seen from the working directory, else from the repository."""
+    path = Path(folder).expanduser()
+    return path.resolve() if path.exists() else placed(folder)
+
+
+def _short(name: str) -> str:
+    """As a part of a run's id."""
+    return re.sub(r"[^a-z0-9_.]+", "_", name.lower())[:40]
+
+
 @dataclass(frozen=True)
 class RunConfig(TrainingConfig):
     """Parameters of one run; the defaults are the published hard8 ones (seed 42).
@@ -61,7 +86,8 @@ class RunConfig(TrainingConfig):
     """
 
     notebook: str = ""  # e.g. "01_train_stack"; part of the run id
-    preset: str = "hard8"  # stream of tasks, a key of tasks.PRESETS
+    preset: str = "hard8"  # stream of tasks, a key of tasks.PRESETS; or a folder of one's own tasks
+    tasks: str | None = None  # or these tasks, comma between: the suite's, or folders in data_dir
     model: str = "auto"  # backbone: minilm, smollm2-135m, a hub id, a folder, or auto
     n_train: int = 48  # training rows per class
     n_router: int = 256  # routing rows per task
@@ -84,8 +110,8 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self._name_stream()
         for field, known in (
-            ("preset", PRESETS),
             ("router", ROUTERS),
             ("source", ("auto", *SOURCES)),
             ("dtype", ("auto", "float32", "bfloat16")),
@@ -106,6 +132,51 @@ class RunConfig(TrainingConfig):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise SkillStackError(f"{name} must not be negative, got {value}")
 
+    def _name_stream(self) -> None:
+        """Give a stream of one's own its tasks and a name: that of its folder, or of its tasks."""
+        changed = {}
+        if self.data_dir is not None:
+            changed["data_dir"] = str(user_path(self.data_dir))
+        if self.tasks is not None:
+            names = [name.strip() for name in self.tasks.split(",")]
+            if len(set(names)) < len(names) or "" in names:
+                raise SkillStackError(f"tasks must be different names, got {self.tasks!r}")
+            changed["tasks"] = ",".join(names)
+            if self.preset in PRESETS:
+                changed["preset"] = _short("_".join(names))
+        elif self.preset not in PRESETS:
+            folder = user_path(self.preset)
+            if not folder.is_dir():
+                checked_name(self.preset, PRESETS, "preset")
+            names = own_tasks(folder)
+            if not names:
+                raise SkillStackError(f"{folder} holds no folder with training rows (train.csv, …)")
+            changed |= {"tasks": ",".join(names), "preset": _short(folder.name)}
+            changed["data_dir"] = str(folder)
+            print(f"stream: {', '.join(names)} (the folders of {folder}, by name)")
+        for name, value in changed.items():
+            object.__setattr__(self, name, value)
+
+    def _check_tasks(self) -> None:
+        """Raise `SkillStackError` for the first task that is nowhere to be found."""
+        folder = self.data_dir or os.environ.get("SKILLSTACK_DATA")
+        missing = [name for name in self.task_names if name not in TASKS]
+        if missing and folder is None:
+            raise SkillStackError(
+                f"unknown task {missing[0]!r}{did_you_mean(missing[0], TASKS)}; for tasks of your "
+                "own set data_dir to the folder that holds theirs"
+            )
+        own = own_tasks(folder) if missing else []
+        for name in missing:
+            if name not in own:
+                hint = did_you_mean(name, [*TASKS, *own])
+                raise SkillStackError(f"unknown task {name!r}{hint}: {folder}/{name} holds no rows")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks of the stream, in the order of training."""
+        return PRESETS[self.preset] if self.tasks is None else tuple(self.tasks.split(","))
+
     @classmethod
     def from_notebook(cls, namespace: dict, notebook: str) -> RunConfig:
         """Build the config from the notebook's globals, right after the parameters cell.
@@ -123,7 +194,9 @@ class RunConfig(TrainingConfig):
         for name in names:
             if name not in fields:
                 raise SkillStackError(f"unknown parameter {name!r}{did_you_mean(name, fields)}")
-        return cls(notebook=notebook, **{name: namespace[name] for name in names})
+        config = cls(notebook=notebook, **{name: namespace[name] for name in names})
+        config._check_tasks()
+        return config
 
     def _repr_markdown_(self) -> str:
         """What differs from the defaults, as a notebook shows it."""
@@ -142,6 +215,8 @@ class RunConfig(TrainingConfig):
         """What decides what a method measures, beside rows and backbone: the fields that differ
         from their defaults, so that a new field moves no run."""
         left_out = {*_PLACES, *_BY_CONTENT}
+        if self.tasks is not None:
+            left_out.add("preset")  # a name made of the tasks, or of where they lie
         left_out |= {name for name, users in _OF_METHODS.items() if method not in users}
         fields = [f for f in dataclasses.fields(self) if f.name not in left_out]
         values = {f.name: getattr(self, f.name) for f in fields}

@@ -28,9 +28,9 @@ from ..config import TrainingConfig
 from ..errors import SkillStackError
 from ..files import explain, read_json, versions, write_atomic
 from ..progress import progress
-from ..tasks import TaskData
+from ..tasks import TASKS, TaskData
 from .display import Drawn, png, show_picture, show_sentences
-from .parameters import RunConfig
+from .parameters import RunConfig, placed, repo_root
 
 COLUMNS = (
     "run_id",
@@ -47,18 +47,6 @@ COLUMNS = (
     "unit",
     "n",
 )
-
-
-def repo_root() -> Path:
-    """The checkout this package is installed from (``pip install -e``), else the working
-    directory."""
-    root = Path(__file__).resolve().parents[2]
-    return root if (root / "pyproject.toml").exists() else Path.cwd()
-
-
-def placed(folder: str | Path) -> Path:
-    """Where a folder given by a user is: relative ones are the repository's."""
-    return repo_root() / Path(folder).expanduser()
 
 
 class Run:
@@ -81,6 +69,12 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.facts["status"] == "finished"
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Task -> label names, of all whose rows the run read."""
+        names = {name: rows.get("labels") for name, rows in self.facts["data"].items()}
+        return {n: tuple(some or TASKS[n].label_names) for n, some in names.items()}
 
     @property
     def stack_dir(self) -> Path:
@@ -200,7 +194,8 @@ class Run:
         run alone."""
         same = {"preset": self.config.preset, "model": self.model}
         same |= {"notebook": self.config.notebook, "budget": budget(vars(self.config))}
-        found = load_runs(self.config.output_dir, **same, source=_source(self.facts["data"]))
+        same |= {"tasks": ", ".join(self.facts["data"]), "source": _source(self.facts["data"])}
+        found = load_runs(self.config.output_dir, **same)
         twin = found["method"].eq(self.method) & found["seed"].eq(self.config.seed)
         return found[~twin | found["run_id"].eq(self.id)]
 
@@ -296,7 +291,11 @@ def hashed_id(
 
 
 def _rows(stream: Sequence[TaskData]) -> dict:
-    return {d.name: {"source": d.source, "fingerprint": d.fingerprint} for d in stream}
+    return {
+        data.name: {"source": data.source, "fingerprint": data.fingerprint}
+        | ({} if data.name in TASKS else {"labels": data.task.label_names})
+        for data in stream
+    }
 
 
 def _source(rows: Mapping) -> str:
@@ -359,13 +358,14 @@ def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame
     """The metrics of all finished runs below a folder, one table; where: values of its columns.
 
     Columns: those of metrics.csv, notebook, budget (what was spent on training and rows, see
-    `budget`; only runs of one model and budget may be averaged), and source of the rows.
+    `budget`; only runs of one model and budget may be averaged), source of the rows, and tasks.
     """
-    tables = [pd.DataFrame(columns=[*COLUMNS, "notebook", "budget", "source"])]
+    tables = [pd.DataFrame(columns=[*COLUMNS, "notebook", "budget", "source", "tasks"])]
     for path in sorted(placed(folder).glob("*/run.json")):
         facts = read_facts(path.parent)
         more = {"notebook": facts["config"].get("notebook", "")}
         more |= {"budget": budget(facts["config"]), "source": _source(facts.get("data", {}))}
+        more |= {"tasks": ", ".join(facts.get("data", {}))}
         # run.json tells most runs that are not meant, without reading their metrics.
         known = more | {"preset": facts["config"].get("preset")}
         meant = all(known[column] == where[column] for column in known.keys() & where.keys())
