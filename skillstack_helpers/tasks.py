@@ -24,13 +24,13 @@ import pandas as pd
 from .embedded import READERS, hash_order, normalize
 from .errors import SkillStackError, checked_name, did_you_mean
 from .files import read_json
+from .hub import hub_rows
 from .tables import find_table, read_table, understand
 
 SOURCES = ("folder", "hub", "embedded")
 OWN_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _META = ("text", "text_pair", "label", "label_names", "template", "family", "licence")
 MAX_CHARS = 2000  # every field is cut here, in all sources, so that they hold the same text
-POOL_ROWS = 20_000  # rows of a hub split that are considered at all (amazon has 3.6 million)
 
 
 @dataclass(frozen=True)
@@ -310,25 +310,14 @@ def _read_folder(task: Task, folder: Path) -> pd.DataFrame:
 def _read_hub(task: Task) -> pd.DataFrame:
     if task.hub is None:
         raise SkillStackError(f"task {task.name!r} is not on the hub: use source='embedded'")
-    import datasets
-
     hub, parts, n_read = task.hub, [], 0
     for split, hub_split in (("train", hub.train), ("test", hub.test)):
-        try:
-            dataset = datasets.load_dataset(hub.path, hub.config, split=hub_split)
-        except Exception as error:  # datasets raises anything from OSError to its own classes
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error)
-            raise SkillStackError(
-                f"cannot load {hub.path} from the Hugging Face hub ({reason}); without a network "
-                "set data_dir or SKILLSTACK_DATA, or use an embedded preset such as mini4"
-            ) from None
-        if len(dataset) > POOL_ROWS:  # RandomState: its stream is frozen for ever
-            chosen = np.random.RandomState(0).permutation(len(dataset))[:POOL_ROWS]
-            dataset = dataset.select(np.sort(chosen))
-        missing = [column for column in hub.columns if column not in dataset.column_names]
-        if missing:
-            raise SkillStackError(f"{hub.path} has no column {missing[0]!r} any more")
-        rows = hub.rendered(dataset.select_columns(hub.columns).to_pandas())
+        named = hub.label if hub.by_name else None
+        found = hub_rows(hub.path, hub.config, hub_split, hub.columns, named)
+        rows = hub.rendered(found)
+        if hub.by_name:
+            rows = rows[rows["label"].isin(task.label_names)]
+            rows = rows.assign(label=rows["label"].map(task.label_names.index))
         n_read += len(rows)
         where = f"{hub.path} {hub_split}"
         parts.append(_checked(rows.assign(split=split), task, where, drop_empty=True))

@@ -1,15 +1,20 @@
+import io
+import shutil
 import subprocess
 import sys
 import tomllib
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import make_rows, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skillstack_helpers import SkillStackError, embedded, tasks
+from skillstack_helpers import SkillStackError, embedded, hub, tasks
 from skillstack_helpers.embedded import READERS, normalize
 from skillstack_helpers.tasks import OUT_OF_SCOPE, PRESETS, TASKS, Hub, Task, load_task
 
@@ -315,9 +320,40 @@ def test_another_file_in_the_cache_is_refused(tmp_path, monkeypatch):
         embedded.rated_sentences("tweets")
 
 
-def test_rows_of_a_hub_set_without_text_are_dropped_and_counted(monkeypatch, capsys):
+@pytest.fixture
+def put_on_hub(tmp_path, monkeypatch):
+    """Makes files of a data set that stand in for the hub's: split -> rows."""
     import datasets
 
+    monkeypatch.setenv("SKILLSTACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SKILLSTACK_DATA", raising=False)
+
+    def put(tables, label="label", names=None, group=1000):
+        files, asked = {}, []
+        for split, table in tables.items():
+            path = tmp_path / f"{split}-{len(list(tmp_path.iterdir()))}.parquet"
+            features = datasets.Features.from_arrow_schema(
+                pyarrow.Schema.from_pandas(table, preserve_index=False)
+            )
+            if names:
+                features[label] = datasets.ClassLabel(names=names)
+            schema = features.arrow_schema
+            whole = pyarrow.Table.from_pandas(table, schema, preserve_index=False)
+            pyarrow.parquet.write_table(whole, path, row_group_size=group)
+            files[split] = [str(path)]
+
+        def builder(path, config):
+            asked.append((path, config))
+            return SimpleNamespace(config=SimpleNamespace(data_files=files))
+
+        monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        return asked
+
+    return put
+
+
+def test_rows_of_a_hub_set_without_text_are_dropped_and_counted(put_on_hub, capsys):
     rng = np.random.default_rng(1)
     rows = {"train": make_rows("qqp", 40, rng), "validation": make_rows("qqp", 30, rng)}
     spoilt = {split: table.copy() for split, table in rows.items()}
@@ -327,10 +363,7 @@ def test_rows_of_a_hub_set_without_text_are_dropped_and_counted(monkeypatch, cap
     names = {"text": "question1", "text_pair": "question2"}
 
     def load_from(tables):
-        def fake(path, config, split):
-            return datasets.Dataset.from_pandas(tables[split].rename(columns=names))
-
-        monkeypatch.setattr(datasets, "load_dataset", fake)
+        put_on_hub({split: table.rename(columns=names) for split, table in tables.items()})
         return load_task("qqp", 5, 8, 5, 7, source="hub")
 
     dropped = load_from(spoilt)
@@ -343,13 +376,14 @@ def test_rows_of_a_hub_set_without_text_are_dropped_and_counted(monkeypatch, cap
         load_from(spoilt)
 
 
-def test_hub_without_network_is_one_line(monkeypatch):
+def test_hub_without_network_is_one_line(monkeypatch, tmp_path):
     import datasets
 
     def refuse(*_, **__):
         raise ConnectionError("Couldn't reach the hub\nlong story")
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
+    monkeypatch.setenv("SKILLSTACK_CACHE", str(tmp_path))
     monkeypatch.delenv("SKILLSTACK_DATA", raising=False)
     with pytest.raises(SkillStackError, match="cannot load stanfordnlp/imdb") as caught:
         load_task("imdb", 2, 2, 2, 0)
@@ -357,32 +391,73 @@ def test_hub_without_network_is_one_line(monkeypatch):
     assert "mini4" in str(caught.value)
 
 
-def test_hub_and_its_snapshot_give_the_same_rows(tmp_path, monkeypatch):
-    import datasets
-
+def test_hub_and_its_snapshot_give_the_same_rows(tmp_path, monkeypatch, put_on_hub):
     rng = np.random.default_rng(1)
     rows = {"train": make_rows("imdb", 90, rng), "test": make_rows("imdb", 60, rng)}
-    asked = []
-
-    def fake(path, config, split):
-        asked.append((path, config, split))
-        table = rows[split].rename(columns={"text": "content", "label": "stars"})
-        return datasets.Dataset.from_pandas(table.assign(title="Title"))
-
+    columns = {"text": "content", "label": "stars"}
+    asked = put_on_hub(
+        {k: v.rename(columns=columns).assign(title="Title") for k, v in rows.items()}
+    )
     task = Task(
         "imdb", "sentiment", ("negative", "positive"),
         hub=Hub("some/reviews", "cfg", text=("title", "content"), label="stars"),
     )  # fmt: skip
-    monkeypatch.setattr(datasets, "load_dataset", fake)
     monkeypatch.setitem(TASKS, "imdb", task)
     monkeypatch.setitem(PRESETS, "two_task", ("imdb",))
-    monkeypatch.setattr(tasks, "POOL_ROWS", 50)
+    monkeypatch.setattr(hub, "POOL_ROWS", 50)
     online = load_task("imdb", 5, 8, 5, 7, source="hub")
-    assert asked == [("some/reviews", "cfg", "train"), ("some/reviews", "cfg", "test")]
+    assert asked == [("some/reviews", "cfg")] * 2
     assert online.train["text"].str.startswith("Title ").all()
     tasks.main(["snapshot", "--preset", "two_task", "--out", str(tmp_path / "snap")])
     offline = load_task("imdb", 5, 8, 5, 7, source="folder", data_dir=tmp_path / "snap")
     assert offline.fingerprint == online.fingerprint
+    assert len(asked) == 2  # what was fetched once is read from the cache
+
+
+def test_only_the_row_groups_and_columns_that_are_needed_are_fetched(put_on_hub, monkeypatch):
+    """A set sorted by label, of which a twentieth is wanted: every class is there."""
+    n, read = 20_000, []
+    noise = np.random.default_rng(0).bytes(64 * n).hex()
+    ballast = [noise[128 * i : 128 * (i + 1)] for i in range(n)]
+    table = pd.DataFrame({"text": ballast, "label": np.arange(n) // (n // 10), "more": ballast})
+    table["text"] = table["text"].str[:20]
+    put_on_hub({"train": table}, group=100)
+
+    class Counting(io.FileIO):
+        def read(self, n=-1):
+            content = super().read(n)
+            read.append(len(content))
+            return content
+
+    monkeypatch.setattr(hub, "_open", Counting)
+    monkeypatch.setattr(hub, "POOL_ROWS", 1000)
+    rows = hub.hub_rows("some/set", None, "train", ["text", "label"])
+    assert len(rows) == 1000 and rows["label"].value_counts().min() >= 50
+    size = n * (128 + 20)
+    assert 0 < sum(read[2:]) < size / 20  # behind the footer, which is read first
+    whole = table.set_index("text")["label"]
+    assert (whole[rows["text"]].to_numpy() == rows["label"].to_numpy()).all()
+
+
+def test_labels_of_the_hub_are_found_by_name(put_on_hub, monkeypatch):
+    rows = pd.DataFrame({"text": list("abcd"), "intent": [0, 1, 2, 1]})
+    put_on_hub({"train": rows, "test": rows.assign(text=list("efgh"))}, "intent", ["x", "y", "z"])
+    where = Hub("some/intents", label="intent", by_name=True)
+    monkeypatch.setitem(TASKS, "imdb", Task("imdb", "intent", ("z", "y"), hub=where))
+    data = load_task("imdb", 1, 0, 1, 0, source="hub")
+    found = dict(zip(data.eval["text"], data.eval["label"], strict=True))
+    assert found.pop("g") == 0 and set(found) <= {"f", "h"} and set(found.values()) == {1}
+    put_on_hub({"train": rows, "test": rows}, "intent")
+    with pytest.raises(SkillStackError, match="'intent' has no class names any more"):
+        load_task("imdb", 1, 0, 1, 0, source="hub")
+
+
+def test_templates_over_the_columns_of_a_hub_set():
+    wic = TASKS["wic"].hub
+    assert wic.columns == ["word", "sentence1", "sentence2", "label"]
+    rows = {"word": ["set"], "sentence1": ["a {set}"], "sentence2": ["b"], "label": [1]}
+    assert wic.rendered(pd.DataFrame(rows)).iloc[0].to_list() == ["set: a {set}", "b", 1]
+    assert TASKS["copa"].hub.columns == ["premise", "question", "choice1", "choice2", "label"]
 
 
 def test_snapshot_of_an_unknown_preset():
