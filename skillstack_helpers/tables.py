@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from .files import explain
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 TEXT = ("text", "sentence", "content", "review", "body", "question", "utterance", "message")
 PAIR = ("text_pair",)
+_HEADER = "; the first line of a file must name its columns"
 LABEL = ("label", "labels", "category", "intent", "topic", "class", "target", "sentiment")
 
 
@@ -100,7 +102,10 @@ def understand(
     for split, part in parts.items():
         for column in wanted:
             if column not in part:
-                raise SkillStackError(f"{name}: the {split} rows have no column {column!r}")
+                raise SkillStackError(
+                    f"{name}: the {split} rows have no column {_listed([column])!r}: "
+                    f"{_listed(part.columns)}{_HEADER}"
+                )
         found = {"text": part[text], "text_pair": part[pair] if pair else "", "label": part[label]}
         rows.append(pd.DataFrame(found).assign(split=split))
     table = pd.concat(rows, ignore_index=True)
@@ -114,6 +119,15 @@ def understand(
     if empty.any():
         said.append(f"{empty.sum()} rows without text or label left out")
     table = table[~empty].reset_index(drop=True)
+    if label_names is None:
+        values = table["label"].astype(str).str.strip()
+        unknown = values[~values.isin(set(values[table["split"].eq("train")]))]
+        if len(unknown):
+            of = _listed(sorted(set(unknown)), 3)
+            said.append(
+                f"{len(unknown)} test rows left out, of labels without training rows ({of})"
+            )
+            table = table.drop(unknown.index).reset_index(drop=True)
     ids, found_names = _labels(name, table, label_names)
     if label_names is None:
         said.append(f"{len(found_names)} labels {_listed(found_names)}")
@@ -150,8 +164,8 @@ def _guessed(name: str, rows: pd.DataFrame, named: Mapping[str, str]) -> tuple[s
     for role, column in (("text", text), ("label", label)):
         if column is None:
             raise SkillStackError(
-                f"{name}: which column is the {role}? There are {_listed(names)}; "
-                f'say {role}="..." (in a folder: in its meta.json)'
+                f"{name}: which column is the {role}? There are {_listed(names)}; say "
+                f'{role}="..." (in a folder: in its meta.json){_HEADER}'
             )
     pair = named.get("text_pair") or next((c for c in PAIR if c in free), "")
     if pair and "text_pair" not in named and _strings(rows[pair]).str.strip().eq("").all():
@@ -213,6 +227,6 @@ def _labels(
 
 
 def _listed(names, most: int = 6) -> str:
-    names = list(map(str, names))
+    names = [shorten(str(name), 30, placeholder="…") for name in names]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

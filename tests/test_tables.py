@@ -179,10 +179,14 @@ def test_bad_rows_are_one_line(change, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_test_label_that_training_does_not_know():
+def test_a_label_that_training_does_not_know(capsys):
     rows = texts(["a", "b"], 2)
+    task = Task.from_frames("mine", rows, texts(["a", "c"], 1, "new"))
+    assert len(task.rows) == 5 and task.label_names == ("a", "b")
+    said = "1 test rows left out, of labels without training rows (c)"
+    assert said in capsys.readouterr().out
     with pytest.raises(SkillStackError, match="label 'c' of a test row is none of a, b"):
-        Task.from_frames("mine", rows, texts(["c"], 1))
+        Task.from_frames("mine", rows, texts(["c"], 1), label_names=["a", "b"])
     with pytest.raises(SkillStackError, match="label 'b' of a train row is none of a, c"):
         Task.from_frames("mine", rows, label_names=["a", "c"])
     with pytest.raises(SkillStackError, match="two label names are the same: a, a"):
