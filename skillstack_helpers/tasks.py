@@ -261,19 +261,25 @@ KEYWORD_TEMPLATES = {family: tuple(some) for family, some in _TOML["keyword_temp
 OUT_OF_SCOPE: dict[str, str] = _TOML["out_of_scope"]
 
 
-def get_task(name: str, data_dir: str | Path | None = None) -> Task:
-    """The task of that name: of the suite, or a folder of one's own below `data_dir` (None: the
-    variable SKILLSTACK_DATA); an error that suggests the nearest one."""
+def find_task(name: str, data_dir: str | Path | None = None) -> Path | None:
+    """The folder of a task of one's own below `data_dir` (None: the variable SKILLSTACK_DATA), None
+    for a task of the suite; an error that suggests the nearest name for any other."""
     if name in TASKS:
-        return TASKS[name]
+        return None
     folder = _data_folder(data_dir)
-    own = own_tasks(folder) if folder and folder.is_dir() else []
+    own = [] if folder is None else own_tasks(folder)
     if name in own:
-        return Task.from_folder(folder / name)
+        return folder / name
+    where = f"{folder} holds no folder of that name with train.csv (.tsv, .jsonl, .parquet)"
     if folder is None:
-        checked_name(name, TASKS, "task")
-    hint = did_you_mean(name, [*TASKS, *own])
-    raise SkillStackError(f"unknown task {name!r}{hint}: {folder} holds no folder of that name")
+        where = "one of your own is found below data_dir or SKILLSTACK_DATA"
+    raise SkillStackError(f"unknown task {name!r}{did_you_mean(name, [*TASKS, *own])}; {where}")
+
+
+def get_task(name: str, data_dir: str | Path | None = None) -> Task:
+    """The task of that name, of the suite or one's own; see `find_task`."""
+    folder = find_task(name, data_dir)
+    return TASKS[name] if folder is None else Task.from_folder(folder)
 
 
 def own_tasks(folder: str | Path) -> list[str]:

@@ -1,6 +1,8 @@
 """What a notebook shows."""
 
+import base64
 import io
+import re
 
 import matplotlib
 
@@ -17,7 +19,7 @@ from skillstack_helpers.lab import display, names
 def outputs(monkeypatch):
     """What is displayed from here on, as MIME bundles."""
     found = []
-    monkeypatch.setattr("IPython.display.display", found.append)
+    monkeypatch.setattr("IPython.display.display", lambda shown, **_: found.append(shown))
     return found
 
 
@@ -27,9 +29,12 @@ def test_a_picture_has_its_text_and_a_caption(monkeypatch):
     content = display.png(ax)
     assert Image.open(io.BytesIO(content)).size == (768, 576)
     assert ax.figure.number not in plt.get_fignums()
-    display.show_picture(content, "two bars", "Look at the left one.")
+    display.show_picture(content, 'two "bars"', "Look at the left one.")
     picture, caption = shown
-    assert picture._repr_mimebundle_()[1]["image/png"]["alt"] == "two bars"
+    assert base64.b64decode(picture["image/png"]) == content
+    # Exporters to HTML show the text of an <img>, not that of a PNG.
+    alt, source = re.findall(r'alt="(.*?)" src="(.*?)"', picture["text/html"])[0]
+    assert alt == "two &quot;bars&quot;" and source.endswith(picture["image/png"])
     assert caption.data == "*Look at the left one.*"
 
 

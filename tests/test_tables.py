@@ -298,7 +298,7 @@ def test_a_stream_that_cannot_be_is_answered_before_any_work(tmp_path, monkeypat
     monkeypatch.delenv("SKILLSTACK_DATA", raising=False)
     for given_by_name, words in (
         ({"tasks": "suport", **here}, r"unknown task 'suport' \(did you mean 'support'\?\)"),
-        ({"tasks": "suport"}, "for tasks of your own set data_dir"),
+        ({"tasks": "suport"}, "one of your own is found below data_dir"),
         ({"tasks": "support,support", **here}, "tasks must be different names"),
         ({"tasks": "support,", **here}, "tasks must be different names"),
         ({"tasks": "support", "data_dir": str(tmp_path / "no")}, "no does not exist"),

@@ -160,12 +160,29 @@ def by_run(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
     return table.set_axis(pd.MultiIndex.from_arrays([who, runs], names=["who", "run"]))
 
 
+def by_stream(metrics: pd.DataFrame) -> pd.DataFrame:
+    """A line for each stream, as the field's other streams are shown."""
+    seen = list(dict.fromkeys(metrics["preset"]))
+    tables = {preset: beside_published(metrics, preset).loc["measured here"] for preset in seen}
+    table = pd.concat(tables, names=["stream"])
+    models, seeds = (table.index.get_level_values(level) for level in ("model", "seed"))
+    runs = [f"{m}, seed {s}" for m, s in zip(models, seeds, strict=True)]
+    names = table.index.get_level_values("stream")
+    return table.set_axis(pd.MultiIndex.from_arrays([names, runs], names=["stream", "run"]))
+
+
+_LONG = [f"long15_order{order}" for order in (4, 5, 6)]
 _M, _S, _NF4 = "minilm", "smollm2-135m", "smollm2-135m nf4"
 TABLES = {
     "hard8": Table("01_train_stack", "hard8", _M, lambda m: by_run(m, "hard8")),
     "hard12": Table("02_hard12", "hard12", _M, lambda m: by_run(m, "hard12")),
+    "long15": Table("01_train_stack", _LONG, _M, by_stream),
+    "intents": Table("01_train_stack", ["clinc10", "banking77"], _M, by_stream),
     "mini4": Table("01_train_stack", "mini4", [_S, _NF4], lambda m: by_run(m, "mini4")),
 }
+_LONG4, _CLINC = ("01_train_stack", _LONG[0], _M), ("01_train_stack", "clinc10", _M)
+_OWN = ("01_train_stack", "spam_airline_intents", _M)
+_BANKING = ("01_train_stack", "banking77", _M)
 _8, _12 = ("01_train_stack", "hard8", _M), ("02_hard12", "hard12", _M)
 FIGURES = {
     "hard8_tasks": Figure(*_8, tasks, "What is left of eight tasks at the end of the stream?"),
@@ -176,4 +193,10 @@ FIGURES = {
     "hard12_matrix": Figure(*_12, matrix, "When is what forgotten in the longer stream?"),
     "hard12_confusion": Figure(*_12, confusion, "Are pair tasks easier to route?"),
     "hard12_published": Figure(*_12, pattern, "Is it the published pattern?"),
+    "long15_tasks": Figure(*_LONG4, tasks, "What is left of the field's long sequence?"),
+    "long15_matrix": Figure(*_LONG4, matrix, "When is what forgotten in the long sequence?"),
+    "clinc10_tasks": Figure(*_CLINC, tasks, "Ten domains of fifteen intents: what is left?"),
+    "own_tasks": Figure(*_OWN, tasks, "Three tasks that others had put online?"),
+    "banking77_tasks": Figure(*_BANKING, tasks, "77 intents of one bank in seven steps?"),
+    "banking77_confusion": Figure(*_BANKING, confusion, "Can a router tell the steps apart?"),
 }

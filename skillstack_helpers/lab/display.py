@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -39,9 +41,13 @@ def png(drawn) -> bytes:
 
 def show_picture(content: bytes, alt: str, caption: str) -> None:
     """A PNG with its text for those who do not see it, and the caption below."""
-    from IPython.display import Image, Markdown, display
+    from IPython.display import Markdown, display
 
-    display(Image(content, alt=alt))
+    code = base64.b64encode(content).decode()
+    # As HTML too: exporters do not read the alternative text of a PNG.
+    tag = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{code}">'
+    data = {"image/png": code, "text/html": tag, "text/plain": alt}
+    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
     display(Markdown(f"*{caption}*"))
 
 

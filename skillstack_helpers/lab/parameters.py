@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import TrainingConfig, check_at_least
 from ..errors import SkillStackError, checked_name, did_you_mean
-from ..tasks import PRESETS, SOURCES, TASKS, own_tasks
+from ..tasks import PRESETS, SOURCES, find_task, own_tasks
 
 # Names only, so that a mistyped one is answered before torch or scikit-learn is loaded; tests hold
 # both against the classes.
@@ -159,18 +158,8 @@ class RunConfig(TrainingConfig):
 
     def _check_tasks(self) -> None:
         """Raise `SkillStackError` for the first task that is nowhere to be found."""
-        folder = self.data_dir or os.environ.get("SKILLSTACK_DATA")
-        missing = [name for name in self.task_names if name not in TASKS]
-        if missing and folder is None:
-            raise SkillStackError(
-                f"unknown task {missing[0]!r}{did_you_mean(missing[0], TASKS)}; for tasks of your "
-                "own set data_dir to the folder that holds theirs"
-            )
-        own = own_tasks(folder) if missing else []
-        for name in missing:
-            if name not in own:
-                hint = did_you_mean(name, [*TASKS, *own])
-                raise SkillStackError(f"unknown task {name!r}{hint}: {folder}/{name} holds no rows")
+        for name in self.task_names:
+            find_task(name, self.data_dir)
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -234,7 +234,7 @@ def task_bars(
     A ``chance`` column is drawn as a mark on each group. low, high: the ends of each bar's
     interval (NaN: none)."""
     bars = table.drop(columns="chance", errors="ignore")
-    ax = _axes(ax, 2.5 + 0.75 * len(table), 3.9)
+    ax = _axes(ax, max(6.4, 2.5 + 0.75 * len(table)), 3.9)  # the legend needs room
     width, places = 0.84 / max(1, bars.shape[1]), range(len(table))
     for k, one in enumerate(styles(bars)):
         at = [i - 0.42 + (k + 0.5) * width for i in places]
