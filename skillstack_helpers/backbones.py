@@ -17,12 +17,19 @@ from torch import Tensor
 
 from . import training
 from .errors import SkillStackError, checked_texts
-from .files import file_sha256
+from .files import kept_sha256, read_json
+from .hardware import say_once
 from .progress import progress
 
 _CACHED_TEXTS = 200_000  # token cache, about 100 MB at 160 tokens a text
 _EMBEDDED_LAYERS = 7  # hidden states that `embed` pools, evenly spaced; all of a 6-layer model
-_TOKENIZER = ("*token*.json", "vocab*", "merges.txt", "*.model")  # what decides a tokenizer's ids
+_TOKENIZER = (  # what decides a tokenizer's ids, with or without `VOCABULARY`
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+VOCABULARY = ("vocab*", "*.model")  # of tokenizers that have no tokenizer.json
 _CACHED_EMBEDDINGS = 1 << 30  # bytes of pooled hidden states kept (float16)
 
 
@@ -49,6 +56,7 @@ class Backbone:
     kind: str  # encoder or decoder
     model: torch.nn.Module  # a PeftModel once `attach` was called
     tokenizer: object
+    folder: Path | None = None  # where its files lie
     _lora: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _shape: tuple | None = field(default=None, repr=False)
     _tokens: dict = field(default_factory=dict, repr=False)
@@ -58,12 +66,15 @@ class Backbone:
 
     @property
     def hidden_size(self) -> int:
-        return self.model.config.hidden_size
+        """Width of the features, which is that of the hidden states, but below OPT-350m's
+        projection."""
+        config = self.model.config
+        return getattr(config, "word_embed_proj_dim", config.hidden_size)
 
     @functools.cached_property
     def max_positions(self) -> int:
         """The most tokens of a text that the model has positions for."""
-        positions = getattr(self.model.config, "max_position_embeddings", 1 << 20)
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
         for name, module in self.model.named_modules():
             if name.endswith("position_embeddings") and hasattr(module, "padding_idx"):
                 # RoBERTa counts from the padding token's id on.
@@ -71,34 +82,64 @@ class Backbone:
         return positions
 
     def identity(self) -> dict:
-        """What must agree between a saved stack and the backbone it is loaded on."""
+        """What must agree between a saved stack and the backbone it is loaded on, see
+        `differs_from`; with the content where the revision is not made of it."""
+        content = {} if self.content in (None, self.revision) else {"content": self.content}
         return {
             "name": self.name,
             "revision": self.revision,
             "dtype": self.dtype,
             "quantization": self.quantize,
             "kind": self.kind,
+            **content,
         }
 
     def differs_from(self, identity: Mapping) -> str | None:
         """The first thing in which a saved stack's backbone is another one, None if there is none.
 
-        Of a local folder the content decides, not the path.
+        The content decides, not where it lies: a folder that was moved, or the same files from the
+        hub, are the same model.
         """
-        ours, revision = self.identity(), identity.get("revision")
-        if Path(self.name).is_dir():
-            ours["name"] = identity.get("name")
-            before = str(revision).startswith("sha256:") and revision != self.revision
-            if before and revision == self._revision_of_0_1:
-                ours["revision"] = revision
-        return next((key for key in ours if identity.get(key) != ours[key]), None)
+        if not self._holds(identity):
+            local = self.revision.startswith("sha256:")
+            return "revision" if local or self.name == identity.get("name") else "name"
+        ours = self.identity()
+        keys = ("dtype", "quantization", "kind")
+        return next((key for key in keys if identity.get(key) != ours[key]), None)
+
+    def _holds(self, identity: Mapping) -> bool:
+        """Whether the model is the one of that identity."""
+        revision = identity.get("revision")
+        if revision == self.revision:
+            return True
+        if self.content and self.content in (revision, identity.get("content")):
+            return True
+        # Version 0.1 left the tokenizer out of a folder's revision.
+        before = str(revision).startswith("sha256:") and self.folder is not None
+        return before and revision == self._revision_of_0_1
+
+    @functools.cached_property
+    def content(self) -> str | None:
+        """SHA-256 of the files that answers depend on; None where they are not known."""
+        if self.revision.startswith("sha256:"):  # of a local folder, as it was when it was loaded
+            return self.revision
+        return None if self.folder is None else folder_revision(self.folder)
 
     @functools.cached_property
     def _revision_of_0_1(self) -> str:
-        """That of a local folder as version 0.1 counted it, which left the tokenizer out."""
-        return folder_revision(Path(self.name), weights_only=True)
+        return folder_revision(self.folder, weights_only=True)
 
     # -------------------------------------------------------------- text in, features out
+
+    def fits(self, max_length: int) -> int:
+        """The most tokens that are read of a text: `max_length`, or all that the model has
+        positions for where they are fewer, which is said once."""
+        if max_length > self.max_positions:
+            say_once(
+                f"{self.name} has {self.max_positions} positions: texts are cut there, not at "
+                f"max_length={max_length}"
+            )
+        return min(max_length, self.max_positions)
 
     def encode(
         self, texts: Sequence[str], max_length: int, middle: bool = False
@@ -106,13 +147,10 @@ class Backbone:
         """Token ids, int32 (length,) per text; a text seen before is not tokenized again.
 
         A text of more than `max_length` tokens loses its end; with `middle` it loses its middle,
-        and has no special tokens. Raises `SkillStackError` for what is no string, and where the
-        model has fewer positions.
+        and has no special tokens. No text is longer than what the model `fits`. Raises
+        `SkillStackError` for what is no string.
         """
-        if max_length > self.max_positions:
-            raise SkillStackError(
-                f"max_length={max_length}, but {self.name} has {self.max_positions} positions"
-            )
+        max_length = self.fits(max_length)
         texts, how = checked_texts(texts), (max_length, middle)
         new = list(dict.fromkeys(t for t in texts if (t, *how) not in self._tokens))
         if len(self._tokens) + len(new) > _CACHED_TEXTS:
@@ -179,10 +217,11 @@ class Backbone:
         """Mean-pooled hidden states of the frozen model, float32 (n, layers, hidden).
 
         The adapter in the slot is switched off. Layers are evenly spaced from the token embeddings
-        (first) to the output (last), seven at most. A text embedded before is not embedded again;
-        what is kept, and returned, has float16 precision.
+        (first) to the output (last), seven at most; a narrower output (OPT-350m) ends in zeros. A
+        text embedded before is not embedded again; what is kept, and returned, has float16
+        precision.
         """
-        max_length = min(max_length, self.max_positions)
+        max_length = self.fits(max_length)
         new = [t for t in dict.fromkeys(texts) if (t, max_length) not in self._embedded]
         held = sum(row.nbytes for row in itertools.islice(self._embedded.values(), 1))
         if held * (len(self._embedded) + len(new)) > _CACHED_EMBEDDINGS:
@@ -191,8 +230,7 @@ class Backbone:
         if new:
             for text, row in zip(new, self._pooled(new, max_length), strict=True):
                 self._embedded[text, max_length] = row
-        rows = [self._embedded[text, max_length] for text in texts]
-        return np.array(rows, dtype=np.float32).reshape(len(rows), -1, self.hidden_size)
+        return np.array([self._embedded[text, max_length] for text in texts], dtype=np.float32)
 
     @torch.inference_mode()
     def _pooled(self, texts: list[str], max_length: int) -> np.ndarray:
@@ -209,8 +247,9 @@ class Backbone:
                 weight = mask.unsqueeze(-1).float()  # (batch, length, 1)
                 pooled = [(states[int(i)].float() * weight).sum(1) / weight.sum(1) for i in layers]
                 if out is None:
-                    out = np.empty((len(ids), len(layers), self.hidden_size), dtype=np.float16)
-                out[batch] = torch.stack(pooled, 1).cpu().numpy()
+                    out = np.zeros((len(ids), len(layers), pooled[0].shape[1]), dtype=np.float16)
+                for i, layer in enumerate(pooled):
+                    out[batch, i, : layer.shape[1]] = layer.cpu().numpy()
         return out
 
     def forget(self) -> None:
@@ -243,23 +282,26 @@ class Backbone:
 
     @torch.inference_mode(False)  # a slot made while generating must be able to learn later
     def attach(self, r: int, alpha: int) -> None:
-        """Give the backbone one LoRA slot of that shape on all linear layers (BERT's unused
-        pooler excluded). One slot serves every frame: frames are copied in and out of it."""
+        """Give the backbone one LoRA slot of that shape on all linear layers (encoders' poolers,
+        which features do not come from, excluded). One slot serves every frame: frames are copied
+        in and out of it."""
         if self._shape == (r, alpha):
             return
         from peft import LoraConfig, PeftModel, get_peft_model
 
+        base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
+        linear = [n for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)]
         config = LoraConfig(
             r=r,
             lora_alpha=alpha,
             lora_dropout=0.0,
             target_modules="all-linear",
-            exclude_modules=["pooler.dense"] if self.kind == "encoder" else None,
+            exclude_modules=[name for name in linear if "pooler" in name] or None,
             task_type="FEATURE_EXTRACTION",
         )
-        base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
         with warnings.catch_warnings():  # peft 0.21 asks transformers 5 by a deprecated name
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # of GPT-2: it sets it right
             self.model = get_peft_model(base, config)
         self.model.eval()
         named = self.model.named_parameters()
@@ -303,26 +345,60 @@ class Backbone:
             for n, p in self._lora.items()
         }
 
-    @property
-    def saved_prefix(self) -> str:
+    # -------------------------------------------------------------- as plain PEFT sees it
+
+    def auto_class(self, prompt: str | None = None) -> str:
+        """The class of transformers with which plain PEFT opens a frame: with a head of its own
+        where the frame writes, or is a decoder's and transformers has a classifier for it."""
+        from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+        if prompt is not None:
+            return "AutoModelForCausalLM"
+        classifies = type(self.model.config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        decoder = self.kind == "decoder" and classifies
+        return "AutoModelForSequenceClassification" if decoder else "AutoModel"
+
+    @functools.cached_property
+    def part(self) -> str:
+        """Where the model lies in the one that its folder holds, which may also see: a prefix."""
+        ours = self.model.config.model_type
+        saved = read_json(self.folder / "config.json", ("model_type",)) if self.folder else {}
+        return "" if saved.get("model_type", ours) == ours else "language_model."
+
+    def saved_prefix(self, prompt: str | None = None) -> str:
         """Prefix of adapter names in a frame's folder, as plain PEFT wants them there.
 
-        A decoder is opened as ``…ForSequenceClassification``, where the bare model sits one level
-        deeper (``model.`` for Llama, ``transformer.`` for GPT-2).
+        With a head the bare model sits one level deeper (``model.`` for Llama, ``transformer.`` for
+        GPT-2).
         """
-        base = self.model.get_base_model()
-        return (
-            f"base_model.model.{base.base_model_prefix}."
-            if self.kind == "decoder"
-            else ("base_model.model.")
-        )
+        bare = self.auto_class(prompt) == "AutoModel"
+        name = "" if bare else f"{self.model.get_base_model().base_model_prefix}."
+        return f"base_model.model.{name}{self.part}"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a model's weights are read from, whether they are there or not."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return [folder / "model.safetensors"]
+    names = read_json(index, ("weight_map",))["weight_map"].values()
+    return sorted({folder / str(name) for name in names})
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that a tokenizer is read from."""
+    parts = () if (folder / "tokenizer.json").exists() else (*VOCABULARY, "merges.txt", "bpe.codes")
+    return sorted({file for pattern in (*_TOKENIZER, *parts) for file in folder.glob(pattern)})
 
 
 def folder_revision(folder: Path, weights_only: bool = False) -> str:
     """SHA-256 of what answers depend on: config, weights and tokenizer, nothing beside them."""
-    patterns = ("*.safetensors", "config.json", *(() if weights_only else _TOKENIZER))
-    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
-    digests = "".join(file_sha256(file) for file in files)
+    files = {folder / "config.json"}
+    if weights_only:
+        files |= set(folder.glob("*.safetensors"))
+    else:
+        files |= {*weight_files(folder), *tokenizer_files(folder)}
+    digests = "".join(kept_sha256(file) for file in sorted(files))
     return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()[:16]}"
 
 

@@ -11,8 +11,6 @@ import csv
 import hashlib
 import html
 import io
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -24,11 +22,10 @@ import numpy as np
 import pandas as pd
 
 from .errors import SkillStackError
-from .files import cache_dir, file_sha256, package_dir
+from .files import cache_dir, file_sha256, package_dir, pip_download
 
 VADER = "vaderSentiment-3.3.2"
 VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-PIP_ASIDES = ("WARNING:", "DEPRECATION:", "[notice]", "note:", "hint:")  # never why pip failed
 
 
 def normalize(texts: pd.Series) -> pd.Series:
@@ -107,16 +104,8 @@ def _vader_sdist() -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            command += ["--no-binary", ":all:", "--dest", folder, VADER.replace("-", "==")]
-            done = subprocess.run(command, capture_output=True, text=True)
-            fetched = list(Path(folder).glob("vader*.tar.gz"))
-            if done.returncode or not fetched:
-                lines = [line for line in map(str.strip, done.stderr.splitlines()) if line]
-                reasons = [line for line in lines if not line.startswith(PIP_ASIDES)]
-                reason = (reasons or ["no file arrived"])[-1]
-                raise SkillStackError(f"cannot fetch {command[-1]} with pip: {reason}")
-            fetched[0].replace(path)
+            requirement = VADER.replace("-", "==")
+            pip_download(requirement, Path(folder), "--no-binary", ":all:").replace(path)
     if file_sha256(path) != VADER_SHA256:
         raise SkillStackError(f"{path} is not the published file (SHA-256 differs): delete it")
     return path

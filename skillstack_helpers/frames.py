@@ -70,7 +70,7 @@ class Frame:
     parent: str | None
     metrics: Mapping  # accuracy (own evaluation rows), n, logits_sha256
     training: Mapping  # the TrainingConfig it was trained with, the learning rate resolved
-    data: Mapping  # source, fingerprint, train_fingerprint, and the budget of the rows
+    data: Mapping  # source, fingerprint, train_fingerprint, budget and template of the rows
     losses: tuple[float, ...]  # training loss of every step
     seconds: float  # training time
     versions: Mapping
@@ -147,8 +147,8 @@ class Frame:
                 raise SkillStackError(
                     f"{self.folder / 'frame.json'} lists a file outside: {name!r}"
                 )
-            path = self.folder / name
-            if path.is_symlink() or file_sha256(path) != expected:
+            path = self.folder / name  # may be a link, as in the hub's snapshots: the bytes count
+            if file_sha256(path) != expected:
                 raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
 
 
@@ -210,7 +210,8 @@ def write_frame(frame: Frame, folder: Path, backbone: Backbone) -> Frame:
 def _write_tensors(frame: Frame, folder: Path, backbone: Backbone) -> None:
     from peft import LoraConfig
 
-    weights, classifies = frame.weights(), backbone.kind == "decoder" and frame.prompt is None
+    weights, opened_as = frame.weights(), backbone.auto_class(frame.prompt)
+    classifies = opened_as == "AutoModelForSequenceClassification"
     if "format" in frame.storage or frame.storage.get("shares"):  # nothing PEFT could open
         (folder / HEAD).write_bytes(safetensors.torch.save(dict(weights.head)))
         if own := frame._own_adapter():
@@ -226,11 +227,14 @@ def _write_tensors(frame: Frame, folder: Path, backbone: Backbone) -> None:
     backbone.attach(*frame.slot)  # a stack may be opened and saved without being used
     slot: LoraConfig = backbone.model.peft_config["default"]
     task_type = "SEQ_CLS" if classifies else "CAUSAL_LM" if frame.prompt else "FEATURE_EXTRACTION"
+    target = sorted(slot.target_modules)
+    if backbone.part:  # the part that sees may have layers of the same names
+        target = rf".*\.{re.escape(backbone.part)}(.*\.)?({'|'.join(target)})"
     config = LoraConfig(
         r=frame.slot[0],
         lora_alpha=frame.slot[1],
         lora_dropout=0.0,
-        target_modules=sorted(slot.target_modules),
+        target_modules=target,
         exclude_modules=slot.exclude_modules,
         fan_in_fan_out=slot.fan_in_fan_out,
         task_type=task_type,

@@ -199,6 +199,9 @@ class PromptHead(_Head):
         beginning and end, where a question stands. contexts: one more string per text between
         instruction and text, with room of its own (again `max_length` tokens, the end is cut).
         """
+        longest = max(len(self.answer_ids(label)) for label in self.label_names)
+        most = self.backbone.max_positions - longest - 2  # what `generate` writes needs positions
+        max_length = min(self.backbone.fits(max_length), most)
         room = max_length - len(self._before) - len(self._after)
         if room < MIN_TEXT_TOKENS:
             raise SkillStackError(

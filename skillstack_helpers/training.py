@@ -34,11 +34,12 @@ def peak_lr(config: TrainingConfig, hidden_size: int) -> float:
     return config.lr or default_lr(hidden_size)
 
 
-def recipe(config: TrainingConfig, hidden_size: int) -> dict:
+def recipe(config: TrainingConfig, hidden_size: int, max_positions: int) -> dict:
     """What a frame was trained with, as it is noted and compared: the training fields alone, the
-    learning rate resolved."""
+    learning rate resolved, texts no longer than the model has positions for."""
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainingConfig)}
-    return fields | {"lr": peak_lr(config, hidden_size)}
+    length = min(config.max_length, max_positions)
+    return fields | {"lr": peak_lr(config, hidden_size), "max_length": length}
 
 
 @contextlib.contextmanager

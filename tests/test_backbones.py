@@ -164,12 +164,6 @@ def test_without_adapter_holds_for_a_slot_that_is_made_inside(backbone):
     assert not any(p.requires_grad for p in backbone.model.parameters())
 
 
-def test_a_text_longer_than_the_model_has_positions_for_is_refused(backbone):
-    assert backbone.max_positions == 64
-    with pytest.raises(SkillStackError, match="max_length=65, but .* has 64 positions"):
-        backbone.encode(["a"], 65)
-
-
 def test_roberta_counts_positions_from_its_padding_token(tmp_path, model_dirs):
     from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
@@ -180,8 +174,7 @@ def test_roberta_counts_positions_from_its_padding_token(tmp_path, model_dirs):
     backbone = load_backbone(str(tmp_path), device="cpu")
     assert backbone.max_positions == 32
     assert np.isfinite(backbone.embed(["the " * 50])).all()
-    with pytest.raises(SkillStackError, match="33, but .* has 32 positions"):
-        backbone.encode(["a"], 33)
+    assert len(backbone.encode(["the " * 50], 33)[0]) == 32
 
 
 def test_the_token_cache_keeps_to_its_size(backbone, monkeypatch):

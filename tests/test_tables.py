@@ -200,7 +200,7 @@ def test_names_that_cannot_be(name):
 
 
 def test_templates_that_miss_their_places():
-    for template in ("no place", "{text} {text_pair}"):
+    for template in ("no place", "{text} {text_pair}", "{text", "{text!r}", "{text.upper}{text}"):
         with pytest.raises(SkillStackError, match="the template must hold {text}, and no"):
             Task.from_frames("mine", texts(["a", "b"], 2), template=template)
 

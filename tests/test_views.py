@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from types import SimpleNamespace
 
@@ -141,8 +142,23 @@ def test_one_text_asked_of_every_frame(stack, stream):
         assert row["answer"] == prediction.label_names[0]
         assert row["probability"] == pytest.approx(prediction.probabilities.max())
         assert row["all"].startswith(f"{row['answer']} ")
-    assert views.render("qqp", "one", "two") == "Question 1: one\nQuestion 2: two"
-    assert views.render("", "as it is") == "as it is"
+
+
+def test_a_text_is_put_in_the_form_of_the_frames_own_task(stack):
+    frame = stack["imdb"]
+
+    def form(task, **noted):
+        other = dataclasses.replace(frame, task=task, data=noted)
+        return views.render(other, "one", "two")
+
+    assert form("qqp") == "Question 1: one\nQuestion 2: two"  # saved by version 0.1
+    assert form("mine") == "one"
+    assert form("mine", template="Q: {text} A: {text_pair}") == "Q: one A: two"
+    assert views.render(frame, "one") == "one"
+    assert frame.data["template"] == "{text}"
+    for bad in ("{text.__class__}", "{text:>99999999}", "{0}", "{", 3):
+        with pytest.raises(SkillStackError, match="frame imdb: .* is no template"):
+            form("mine", template=bad)
 
 
 # ------------------------------------------------------------------ two of them

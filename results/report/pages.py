@@ -117,7 +117,8 @@ def command(facts: dict) -> str:
     lines = ast.parse(cell.source).body
     defaults = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
     given = ""
-    for key in [key for key in defaults if key in config and key not in PLACES]:
+    named = PLACES | ({"preset"} if config.get("tasks") else set())  # a name made of the tasks
+    for key in [key for key in defaults if key in config and key not in named]:
         if config[key] not in (defaults[key], None):
             given += f" -p {key} {config[key]}"
     return f"papermill {notebook}.ipynb out.ipynb{given}"
@@ -167,9 +168,10 @@ def fill(text: str, blocks: Mapping[str, Callable[[str], str]]) -> str:
 
 
 def pages() -> list[Path]:
-    """The README, the results pages and their index."""
+    """The README, the results pages and their index, and what else shows runs."""
     root = repo_root()
-    return [root / "README.md", *sorted((root / "results").glob("*.md"))]
+    pages = [root / "README.md", *sorted((root / "results").glob("*.md"))]
+    return [*pages, root / "docs" / "your_own_tasks.md"]
 
 
 def finished_notebook(path: Path, pictures: Mapping[str, bytes]) -> bytes:

@@ -10,9 +10,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import platform
 import re
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -26,7 +29,7 @@ import pandas as pd
 from ..backbones import Backbone
 from ..config import TrainingConfig
 from ..errors import SkillStackError
-from ..files import explain, read_json, versions, write_atomic
+from ..files import explain, read_json, sync, versions, write_atomic
 from ..progress import progress
 from ..tasks import TASKS, TaskData
 from .display import Drawn, png, show_picture, show_sentences
@@ -230,21 +233,28 @@ def open_run(
     """The folder of this run: new, interrupted (it goes on), or finished (nothing is left to do).
 
     A run is what it measures: parameters, rows and backbone by content, not by path. On other rows
-    or weights it is another run. Raises `SkillStackError` if the folder cannot be written or
-    another process works in it.
+    or weights it is another run. Raises `SkillStackError` if the folder cannot be written, locked
+    or renamed in, or another process works in it.
     """
     folder = placed(config.output_dir) / run_id(config, stream, backbone, method)
     run = Run(folder, config, method, _model(backbone))
     path = folder / "run.json"
     if not path.exists() or read_facts(folder)["status"] != "finished":
+        step = "write to"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".lock").touch()
+            step = "lock a file in"
             run._lock = filelock.FileLock(folder / ".lock", is_singleton=True)
             run._lock.acquire(timeout=0)
+            step = "rename a folder in"
+            _rename_a_folder(folder)
         except filelock.Timeout:
             raise SkillStackError(f"another process is working on {folder}") from None
         except OSError as error:
-            raise SkillStackError(f"cannot write to {folder}: {explain(error)}") from None
+            reason = f"cannot {step} {folder}: {explain(error)}"
+            remedy = "set output_dir to a folder on this machine's own disk"
+            raise SkillStackError(f"{reason}; {remedy}") from None
     if path.exists():
         run.facts = read_facts(folder)  # behind the lock: it may have been finished meanwhile
         if (folder / "metrics.csv").exists():
@@ -264,9 +274,19 @@ def open_run(
         run.facts |= {"method": method, **code, "data": _rows(stream)}
         run.facts |= {"backbone": backbone.identity(), "device": describe_device(backbone.device)}
     for stale in folder.glob(".tmp-*"):  # left behind by a killed process
-        stale.unlink()
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     run._write_facts()
     return run
+
+
+def _rename_a_folder(folder: Path) -> None:
+    """As a frame does when it is saved: a mounted drive that cannot says so before training."""
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as outer:
+        aside = Path(outer, "aside")
+        aside.mkdir()
+        os.chmod(aside, 0o755)
+        sync(aside)
+        os.rename(aside, Path(outer, "frame"))
 
 
 def run_id(

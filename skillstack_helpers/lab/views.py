@@ -15,7 +15,7 @@ from scipy.special import softmax
 from ..errors import SkillStackError
 from ..frames import Frame, inner, weights_digest
 from ..stack import SkillStack
-from ..tasks import TASKS, TaskData
+from ..tasks import TASKS, TaskData, template_fields
 
 # ---------------------------------------------------------------------- a stack, a frame
 
@@ -191,10 +191,19 @@ def examples_in_cell(answers: pd.DataFrame, label: str, answer: str) -> pd.DataF
 # ---------------------------------------------------------------------- one text
 
 
-def render(task: str, text: str, text_pair: str = "") -> str:
-    """A text in the template of a task, the form in which its frame was trained; unchanged where
-    the task is unknown."""
-    return TASKS[task].template.format(text=text, text_pair=text_pair) if task in TASKS else text
+def template(frame: Frame) -> str:
+    """How a row becomes the text that the frame was trained on."""
+    noted = frame.data.get("template")  # since 0.3
+    if noted is None:
+        return TASKS[frame.task].template if frame.task in TASKS else "{text}"
+    if not isinstance(noted, str) or not template_fields(noted) <= {"text", "text_pair"}:
+        raise SkillStackError(f"frame {frame.name}: {noted!r} is no template")
+    return noted
+
+
+def render(frame: Frame, text: str, text_pair: str = "") -> str:
+    """A text in the form in which the frame was trained."""
+    return template(frame).format(text=text, text_pair=text_pair)
 
 
 def walk_table(router, text: str) -> pd.DataFrame:

@@ -330,8 +330,8 @@ class Inspector:
     def show_examples(self) -> None:
         """A button for each example text that a task of this stack is about, and one about nothing
         it knows; the box for a second text where a task has two."""
-        tasks = [TASKS[frame.task] for frame in self.stack.frames if frame.task in TASKS]
-        families = {task.family for task in tasks}
+        frames = self.stack.frames
+        families = {TASKS[frame.task].family for frame in frames if frame.task in TASKS}
         buttons = []
         for family, texts in EXAMPLES.items():
             for words, text in texts.items() if family in {"", *families} else ():
@@ -339,7 +339,7 @@ class Inspector:
                 button.on_click(lambda _, text=text: self.show_example(text))
                 buttons.append(button)
         self.examples.children = buttons
-        pairs = any("{text_pair}" in task.template for task in tasks)
+        pairs = any("{text_pair}" in views.template(frame) for frame in frames)
         self.pair.layout.display = None if pairs else "none"
 
     def show_example(self, text: str) -> None:
@@ -435,7 +435,9 @@ class Inspector:
         if not self.text.value.strip():
             raise SkillStackError("type a text first")
         self.say("Ask", "asking …")
-        text = views.render(self.form.value, self.text.value, self.pair.value)
+        text = self.text.value
+        if self.form.value:
+            text = views.render(self.stack[self.form.value], text, self.pair.value)
         if not self.form.value and self.pair.value.strip():
             text = f"{text}\n{self.pair.value}"
         steps = views.walk_table(router, text)

@@ -76,7 +76,12 @@ class ArrowRouter(Router):
 
         def hook(prototypes):
             def see(module, inputs):
-                likeness = (inputs[0].float() @ prototypes.T).abs().softmax(-1)
+                seen = inputs[0]
+                if seen.shape[:-1] == (mask.numel(),):  # OPT's feed-forward: all tokens in a row
+                    seen = seen.unflatten(0, mask.shape)
+                if seen.shape[:-1] != mask.shape:  # no tokens: DeBERTa's relative positions
+                    return
+                likeness = (seen.float() @ prototypes.T).abs().softmax(-1)
                 affinity.append((likeness * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True))
 
             return see

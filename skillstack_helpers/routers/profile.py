@@ -86,7 +86,7 @@ class ProfileRouter(Router):
         self.max_length = max_length
 
     def _fit(self, texts, names):
-        self.profiles_ = np.zeros((0, 2 * needed(self.backbone, "backbone").hidden_size))
+        self.profiles_ = np.zeros((0, 0))
         self._add(texts, names, self.frames_)
         if self.temperature is not None:
             self.temperature_ = self.temperature
@@ -103,7 +103,7 @@ class ProfileRouter(Router):
             examples = [t for t, n in zip(texts, names, strict=True) if n == name][: self.k]
             mean = unit(_sentences(self, examples).mean(0))
             profile = np.concatenate([description, mean]) / 2**0.5
-            self.profiles_ = np.vstack([self.profiles_, profile])
+            self.profiles_ = np.vstack([self.profiles_.reshape(-1, len(profile)), profile])
 
     def _scores(self, texts):
         embedded = _sentences(self, texts)

@@ -153,7 +153,7 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
         """Hidden states (pieces, layers, hidden) and tokens (pieces,) of all pieces in a row."""
         flat = [piece for row in pieces for piece in row]
         backbone = needed(self.backbone, "backbone")
-        length = min(self.max_length, backbone.max_positions)  # where `embed` cuts
+        length = backbone.fits(self.max_length)  # where `embed` cuts
         sizes = np.array([len(ids) for ids in backbone.encode(flat, length)], dtype=float)
         return self._embed(flat), sizes
 
