@@ -18,7 +18,7 @@ from torch import Tensor
 from . import training
 from .errors import SkillStackError, checked_texts
 from .files import kept_sha256, read_json
-from .hardware import say_once
+from .hardware import recomputed, say_once
 from .progress import progress
 
 _CACHED_TEXTS = 200_000  # token cache, about 100 MB at 160 tokens a text
@@ -50,19 +50,22 @@ class Backbone:
 
     name: str
     revision: str  # package version, hub commit, or SHA-256 of what a local folder answers with
-    dtype: str  # float32 or bfloat16
+    dtype: str  # float32, bfloat16 or float16
     quantize: str | None  # None or nf4
     device: str
     kind: str  # encoder or decoder
     model: torch.nn.Module  # a PeftModel once `attach` was called
     tokenizer: object
     folder: Path | None = None  # where its files lie
+    gradient_checkpointing: bool = False
     _lora: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _shape: tuple | None = field(default=None, repr=False)
     _tokens: dict = field(default_factory=dict, repr=False)
     _embedded: dict = field(default_factory=dict, repr=False)
     _lm: torch.nn.Module | None = field(default=None, repr=False)
     _bare: int = field(default=0, repr=False)  # how many `without_adapter` are open
+    # Rows that memory holds at a time: with gradients and without, None where it holds all.
+    _rows: dict = field(default_factory=lambda: {True: None, False: None}, repr=False)
 
     @property
     def hidden_size(self) -> int:
@@ -205,13 +208,52 @@ class Backbone:
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Pooled float32 features (batch, hidden) of right-padded int64 ids (batch, length)."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.last_hidden(input_ids, attention_mask)
         if self.kind == "encoder":
             mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (batch, length, 1)
             mean = (hidden * mask).sum(1) / mask.sum(1)
             return 16 * torch.nn.functional.normalize(mean.float(), dim=-1)
         last = attention_mask.sum(1) - 1  # (batch,)
         return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
+
+    def last_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden states (batch, length, hidden) of int64 ids (batch, length).
+
+        A batch that memory does not hold is read in parts; with gradients, a part's activations are
+        computed again in the backward pass. Whatever is computed from the states stays the same.
+        """
+
+        def read(*part: Tensor) -> Tensor:
+            return self.model(input_ids=part[0], attention_mask=part[1]).last_hidden_state
+
+        while True:
+            rows = self._rows[torch.is_grad_enabled()]
+            try:
+                if rows is None or rows >= len(input_ids):
+                    return read(input_ids, attention_mask)
+                parts = zip(input_ids.split(rows), attention_mask.split(rows), strict=True)
+                return torch.cat([recomputed(read, *part) for part in parts])
+            except torch.cuda.OutOfMemoryError:
+                pass  # the next try waits until the error, which holds tensors, is gone
+            self.split_batches(len(input_ids))
+
+    def split_batches(self, size: int) -> None:
+        """Halve the parts in which batches of that many rows are read, and say so once.
+
+        Raises `SkillStackError` where a part is one row already.
+        """
+        kind = torch.is_grad_enabled()
+        rows = min(self._rows[kind] or size, size) // 2
+        if rows < 1:
+            raise SkillStackError(
+                f"{self.name}: memory does not hold one text: quantize='nf4', "
+                "gradient_checkpointing=True or a smaller max_length"
+            )
+        self._rows[kind] = rows
+        what = "training" if kind else "answering"
+        say_once(f"{self.name}: out of memory; batches in {what} are read {rows} texts at a time")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def embed(self, texts: Sequence[str], max_length: int = 160) -> np.ndarray:
         """Mean-pooled hidden states of the frozen model, float32 (n, layers, hidden).

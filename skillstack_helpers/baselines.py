@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from . import training
+from . import hardware, training
 from .backbones import Backbone
 from .bitstack import BitStack
 from .config import TrainingConfig
@@ -88,6 +88,7 @@ class Sequential:
     _after_backward: Callable[[], None] | None = None  # called before gradients are clipped
 
     def _train(self, loss, heads, ids, rng, description) -> list[float]:
+        hardware.advise(self.backbone, self.config)
         losses = training.train(
             loss,
             [*self._body(), *(p for head in heads for p in head.parameters())],
@@ -96,6 +97,8 @@ class Sequential:
             rng,
             lr=self._lr(),
             after_backward=self._after_backward,
+            split=self.backbone.split_batches,
+            half=self.backbone.dtype == "float16",
             description=description,
         )
         self.updates += len(losses)
@@ -258,7 +261,8 @@ class EWC(Sequential):
 
         parameters, labels = self._body(), data.labels("train")[rows]
         with training.trainable(parameters):
-            fisher = diagonal_fisher(log_probabilities, parameters, labels, self.estimator)
+            how = (labels, self.estimator, 1024.0 if backbone.dtype == "float16" else 1.0)
+            fisher = diagonal_fisher(log_probabilities, parameters, *how)
         if self.decay is not None and self.anchors:
             fisher = self.decay * self.anchors.pop()[0] + fisher
         self.anchors.append((fisher, parameters_to_vector(parameters).clone()))
@@ -273,19 +277,20 @@ def diagonal_fisher(
     parameters: Sequence[Tensor],
     labels: np.ndarray,
     estimator: str,
+    scale: float = 1.0,
 ) -> Tensor:
     """Diagonal of the Fisher information, (parameters,), a mean over n rows.
 
     log_probabilities: row indices (b,) -> log p(y | x), (b, classes). labels: true ones, (n,).
     With g(y) the gradient of log p(y | x), the estimators (van de Ven 2025, arXiv 2502.11756) are
     ``exact``: the mean over rows of the sum over y of p(y | x) g(y)²; ``empirical``: g(y)² for the
-    true label.
+    true label. scale: of log p before the gradient is taken, against underflow in float16.
     """
     total = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
 
     def add(log_probability: Tensor, weight: float, more: bool = False) -> None:
-        gradients = torch.autograd.grad(log_probability, parameters, retain_graph=more)
-        total.add_(weight * parameters_to_vector(gradients).square())
+        gradients = torch.autograd.grad(scale * log_probability, parameters, retain_graph=more)
+        total.add_(weight / scale**2 * parameters_to_vector(gradients).square())
 
     n = len(labels)
     for row in progress(range(n), "Fisher", "row"):
@@ -504,7 +509,11 @@ class FineTuning(Sequential):
             raise SkillStackError(f"{backbone.quantize} weights cannot be trained; quantize=None")
         model = copy.deepcopy(backbone.model)
         model = (model.unload() if hasattr(model, "unload") else model).requires_grad_(True)
-        own = dataclasses.replace(backbone, model=model, _lora={}, _shape=None, _embedded={})
+        dtype = backbone.dtype
+        if dtype == "float16":  # small updates would be rounded away, and cannot be scaled
+            model, dtype = model.float(), "float32"
+        facts = {"model": model, "dtype": dtype, "_lora": {}, "_shape": None, "_embedded": {}}
+        own = dataclasses.replace(backbone, **facts)
         super().__init__(own, config)
         self.n_batches = n_batches
         self.classifier = _Classifier(own)

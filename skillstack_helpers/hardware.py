@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from .config import TrainingConfig
 from .errors import SkillStackError
@@ -80,8 +80,8 @@ def _built_for(capability: tuple[int, int], built: list[str]) -> bool:
     return False
 
 
-def suitable_dtype(device: str, kind: str, n_parameters: int, model_type: str) -> str:
-    """The precision that `dtype="auto"` means.
+def suitable_dtype(device: str, kind: str, config) -> str:
+    """The precision that ``dtype="auto"`` means.
 
     float32 on the CPU and on Apple's GPUs, for encoders, and for models under `SMALL` parameters.
     On CUDA bfloat16 from compute capability 8 on. Capability 7 (T4, V100) only emulates bfloat16,
@@ -89,19 +89,19 @@ def suitable_dtype(device: str, kind: str, n_parameters: int, model_type: str) -
     float32 for Gemma, whose activations overflow float16 (transformers issue 36822). Older ones
     float32.
     """
-    if not device.startswith("cuda") or kind == "encoder" or n_parameters < SMALL:
+    if not device.startswith("cuda") or kind == "encoder" or count_parameters(config)[0] < SMALL:
         return "float32"
     major, _ = torch.cuda.get_device_capability(device)
     if major >= 8:
         return "bfloat16"
-    return "float16" if major == 7 and not model_type.startswith("gemma") else "float32"
+    return "float16" if major == 7 and not config.model_type.startswith("gemma") else "float32"
 
 
 # ---------------------------------------------------------------------- memory
 
 
 def count_parameters(config) -> tuple[int, int]:
-    """Parameters of a model that is not loaded, all and those in linear layers (which NF4 packs)."""
+    """Parameters of a model that is not loaded: all, and those in linear layers (packed by NF4)."""
     from transformers import AutoModel
 
     with torch.device("meta"):
@@ -148,12 +148,13 @@ def place(name: str, config, dtype: str, quantize: str | None, device: str) -> s
     if not device.startswith("cuda"):
         return None
     parameters = count_parameters(config)
-    need, free = weight_bytes(parameters, dtype, quantize) + WORKSPACE, free_bytes(device)
+    weights, free = weight_bytes(parameters, dtype, quantize), free_bytes(device)
+    need = weights + WORKSPACE
     if need <= free:
         return None
-    count = torch.cuda.device_count()
-    if count > 1 and need <= sum(free_bytes(f"cuda:{i}") for i in range(count)):
-        say_once(f"{name} does not fit on one GPU and is spread over {count}")
+    everywhere = [free_bytes(f"cuda:{i}") for i in range(torch.cuda.device_count())]
+    if weights <= sum(room - WORKSPACE for room in everywhere):
+        say_once(f"{name} does not fit on one GPU and is spread over {len(everywhere)}")
         return "auto"
     line = f"{name} needs about {need / GIB:.1f} GiB in {quantize or dtype}, "
     line += f"{free / GIB:.1f} GiB are free on the GPU"
@@ -167,49 +168,42 @@ def advise(backbone, config: TrainingConfig) -> None:
     """Say in one line, once, if training will probably not fit on the GPU, and what needs less.
 
     Only what is not done already is suggested. It is an estimate: a batch that does not fit is
-    split (`training.train`).
+    split (`Backbone.split_batches`).
     """
     if not backbone.device.startswith("cuda"):
         return
-    tokens = config.batch_size * config.max_length
-    how = (backbone.model.config, backbone.dtype, tokens)
-    need, free = activation_bytes(*how, config.gradient_checkpointing), free_bytes(backbone.device)
-    if need + WORKSPACE / 2 <= free:
+    rows, length = config.batch_size, min(config.max_length, backbone.max_positions)
+    how = (backbone.model.config, backbone.dtype, rows * length)
+    need = activation_bytes(*how, backbone.gradient_checkpointing)
+    if need + WORKSPACE / 2 <= free_bytes(backbone.device):
         return
     less = [] if backbone.quantize else ["quantize='nf4'"]
-    if not config.gradient_checkpointing:
+    if not backbone.gradient_checkpointing:
         kept = activation_bytes(*how, checkpointing=True)
         less.append(f"gradient_checkpointing=True (about {kept / GIB:.1f} GiB)")
     less = less or ["a smaller max_length"]
     say_once(
-        f"{backbone.name}: batches of {config.batch_size} texts of {config.max_length} tokens keep "
-        f"about {need / GIB:.1f} GiB beside the weights, which may not fit on the GPU; "
+        f"{backbone.name}: batches of {rows} texts of up to {length} tokens keep about "
+        f"{need / GIB:.1f} GiB beside the weights, which may not fit on the GPU; "
         f"{' or '.join(less)} needs less"
     )
 
 
-@contextlib.contextmanager
-def checkpointing(model: torch.nn.Module, on: bool) -> Iterator[None]:
-    """Gradient checkpointing inside, if it is on: activations are computed a second time in the
+def checkpoint_layers(model: torch.nn.Module) -> None:
+    """Gradient checkpointing: from now on a layer's activations are computed a second time in the
     backward pass instead of being kept.
 
-    transformers checkpoints only modules in training mode. The parts that do it are put there one
-    by one; dropout stays off.
+    transformers' own switch works in training mode only, which would also switch dropout on.
     """
-    if not on:
-        yield
-        return
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not base.supports_gradient_checkpointing:
-        raise SkillStackError(f"{type(base).__name__} cannot use gradient_checkpointing")
-    base.gradient_checkpointing_enable({"use_reentrant": False})
-    parts = [m for m in base.modules() if hasattr(m, "gradient_checkpointing")]
-    modes = [part.training for part in parts]
-    try:
-        for part in parts:
-            part.training = True
-        yield
-    finally:
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode
-        base.gradient_checkpointing_disable()
+    lists = [name for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)]
+    for name in lists:
+        if not any(name.startswith(f"{outer}.") for outer in lists):
+            for layer in model.get_submodule(name):
+                layer.forward = functools.partial(recomputed, layer.forward)
+
+
+def recomputed(forward: Callable, *args, **kwargs):
+    """``forward(...)``, of which the backward pass keeps the arguments alone."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

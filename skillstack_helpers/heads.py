@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import training
+from . import hardware, training
 from .backbones import Backbone
 from .config import TrainingConfig
 from .errors import SkillStackError
@@ -46,6 +46,7 @@ class _Head:
         """Train the backbone's slot (and the head) on a task; returns the loss of every step."""
         loss, lengths = self.loss(data, config.max_length)
         parameters = [*self.backbone.lora_parameters.values(), *self.parameters()]
+        hardware.advise(self.backbone, config)
         return training.train(
             loss,
             parameters,
@@ -53,6 +54,8 @@ class _Head:
             config,
             rng,
             lr=training.peak_lr(config, self.backbone.hidden_size),
+            split=self.backbone.split_batches,
+            half=self.backbone.dtype == "float16",
             description=f"train {data.name}",
         )
 
@@ -233,7 +236,7 @@ class PromptHead(_Head):
 
         def loss(rows: np.ndarray) -> Tensor:
             ids, mask = training.pad([whole[i] for i in rows], backbone.pad_id, backbone.device)
-            hidden = backbone.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            hidden = backbone.last_hidden(ids, mask)
             at = [
                 (k, len(prompts[i]) - 1 + t)
                 for k, i in enumerate(rows)

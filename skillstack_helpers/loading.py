@@ -15,6 +15,7 @@ from . import packaged
 from .backbones import VOCABULARY, Backbone, folder_revision, tokenizer_files, weight_files
 from .errors import SkillStackError, did_you_mean
 from .files import hub_reachable, read_json
+from .hardware import DTYPES, checkpoint_layers, pick_device, place, suitable_dtype
 
 AUTO_GPU = "meta-llama/Llama-3.2-1B-Instruct"
 _FETCHED = (  # of a hub model; never pickled weights, nor a second copy in another format
@@ -32,26 +33,39 @@ _LANGUAGE_MODEL = {r"^(model\.)?language_model\.": ""}
 # Layers that are no plain linear maps under a mask: LoRA would miss them, silently.
 _EXPERTS = re.compile(r"^(moe_)?(num|n)(_local|_routed)?_experts$")
 _RECURRENT = re.compile(r"mamba|state_size|time_step|lru_width")
-_ODD_TYPES = {"xlnet": "permutation", "rwkv": "recurrent", "xlstm": "recurrent"}
+_ODD_TYPES = {
+    "xlnet": "permutation",
+    "rwkv": "recurrent",
+    "xlstm": "recurrent",
+    "ibert": "quantized-integer",
+    "squeezebert": "convolutional",
+}
+# Their mask does not reach all layers: a text's features change with the padding behind it.
+_READ_PADDING = ("convbert", "fnet", "funnel", "mobilebert", "nystromformer")
 
 
 def load_backbone(
-    name: str, dtype: str = "auto", quantize: str | None = None, device: str = "auto"
+    name: str,
+    dtype: str = "auto",
+    quantize: str | None = None,
+    device: str = "auto",
+    gradient_checkpointing: bool = False,
 ) -> Backbone:
     """Load a frozen backbone.
 
     name: ``minilm``, ``smollm2-135m``, ``mpnet``, ``gemma3-270m`` (fetched on first use), a hub id,
     a local folder, or ``auto`` (Llama-3.2-1B where there is CUDA and a Hugging Face token that may
     open it, else minilm; one line says why).
-    dtype: ``float32``, ``bfloat16`` or ``auto`` (bfloat16 on CUDA).
+    dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto`` (`hardware.suitable_dtype`: float32,
+    but for larger decoders on CUDA what the GPU is fast in).
     quantize: ``None`` or ``"nf4"`` (bitsandbytes; CUDA and CPU).
-    Raises `SkillStackError` in one line for an unknown name, a gated model or a missing network.
+    gradient_checkpointing: train in less memory, in about a third more time, with the same result.
+    A model that is larger than one GPU is spread over those there are.
+    Raises `SkillStackError` in one line for an unknown name, a gated model, a missing network, a
+    GPU that cannot be used or a model that does not fit.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    for value, known in ((dtype, ("float32", "bfloat16")), (quantize, (None, "nf4"))):
+    device = pick_device(device)
+    for value, known in ((dtype, ("auto", *DTYPES)), (quantize, (None, "nf4"))):
         if value not in known:
             raise SkillStackError(f"{value!r} is not one of {', '.join(map(str, known))}")
     _use_platform_token()
@@ -59,8 +73,11 @@ def load_backbone(
         name, why = _choose(device)
         print(f"backbone: {name} (model='auto': {why})")
     path, revision = _locate(name)
-    model, tokenizer, kind = _load(name, path, dtype, quantize, device)
-    return Backbone(name, revision, dtype, quantize, device, kind, model, tokenizer, path)
+    loaded = _load(name, path, dtype, quantize, device)
+    backbone = Backbone(name, revision, *loaded, path, gradient_checkpointing)
+    if gradient_checkpointing:
+        checkpoint_layers(backbone.model)
+    return backbone
 
 
 def _choose(device: str) -> tuple[str, str]:
@@ -182,19 +199,21 @@ def _load(name, path, dtype, quantize, device):
     from transformers import logging as transformers_logging
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # chatter about optional kernels
-    extra = {}
+    config, kind = _read_config(name, path)
+    if dtype == "auto":
+        dtype = suitable_dtype(device, kind, config)
+    extra = {"device_map": place(name, config, dtype, quantize, device)}
     if quantize == "nf4":
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=getattr(torch, dtype),
         )
-        extra["device_map"] = {"": device}
+        extra["device_map"] = extra["device_map"] or {"": device}
     extra |= {"use_safetensors": True, "trust_remote_code": False}
     extra |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # see `_check_loaded`
-    transformers_logging.disable_progress_bar()
-    config, kind = _read_config(name, path)
     extra |= {"config": config, "key_mapping": _LANGUAGE_MODEL}
+    transformers_logging.disable_progress_bar()
     chatter = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what it would say of the weights is checked here
     try:
@@ -214,14 +233,15 @@ def _load(name, path, dtype, quantize, device):
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if kind == "decoder":
         model.config.use_cache = False  # no generation here: key-value caches would only cost
-    if quantize is None:
+    if extra["device_map"] is None:
         model.to(device)
     for module in model.modules():
         # bitsandbytes repacks 4-bit weights on the CPU at the first evaluation, for a kernel that
         # has no backward pass: every later training step would silently lose its gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model.eval().requires_grad_(False), tokenizer, kind
+    model.eval().requires_grad_(False)
+    return dtype, quantize, device, kind, model, tokenizer
 
 
 def _read_config(name: str, folder: Path):
@@ -272,6 +292,11 @@ def _kind(config, name: str) -> str:
         raise SkillStackError(
             f"model {name}: {config.model_type} is a {odd} model, in which a frame would not reach "
             "all layers: choose a dense encoder or decoder"
+        )
+    if config.model_type in _READ_PADDING:
+        raise SkillStackError(
+            f"model {name}: {config.model_type} reads padding, so that an answer would depend on "
+            "the texts beside it: choose another encoder"
         )
     return kind
 

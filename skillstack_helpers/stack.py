@@ -39,6 +39,8 @@ from .heads import Evaluation, LinearHead, PromptHead
 from .tasks import TaskData
 from .training import recipe, seeded
 
+PRECISION = ("dtype", "quantization")  # of a backbone's identity
+
 
 class Prediction(NamedTuple):
     """Answers to n texts, in input order."""
@@ -66,6 +68,8 @@ class SkillStack:
         # and what was decided on which evidence; both written by compression.py.
         self.dropped: dict[str, dict] = {}
         self.decisions: list[dict] = []
+        # Of the saved stack, where the backbone has another: {"dtype", "quantization"}.
+        self._precision: dict[str, str | None] = {}
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -87,6 +91,7 @@ class SkillStack:
         new = SkillStack(self.backbone)
         new.frames = list(self.frames if frames is None else frames)
         new.dropped, new.decisions = copy.deepcopy((self.dropped, self.decisions))
+        new._precision = self._precision
         return new
 
     def __deepcopy__(self, memo) -> SkillStack:
@@ -139,6 +144,9 @@ class SkillStack:
         rows = {"source": data.source, "fingerprint": data.fingerprint}
         rows |= {"train_fingerprint": data.train_fingerprint} | dict(data.budget)
         rows["template"] = data.task.template
+        trained = recipe(config, backbone.hidden_size, backbone.max_positions)
+        if self._precision:
+            trained |= {"dtype": backbone.dtype, "quantization": backbone.quantize}
         measured = {"accuracy": evaluated.accuracy, "n": len(evaluated.labels)}
         measured |= {"logits_sha256": digest(evaluated.logits)}
         frozen = (MappingProxyType(backbone.read_lora()), MappingProxyType(head.tensors()))
@@ -148,7 +156,7 @@ class SkillStack:
             label_names=tuple(labels),
             parent=parent.name if parent else None,
             metrics=MappingProxyType(measured),
-            training=MappingProxyType(recipe(config, backbone.hidden_size, backbone.max_positions)),
+            training=MappingProxyType(trained),
             data=MappingProxyType(rows),
             losses=tuple(losses),
             seconds=seconds,
@@ -298,17 +306,21 @@ class SkillStack:
         listed = [
             {"name": f.name, "sha256": file_sha256(path / f.name / "frame.json")} for f in frames
         ]
-        backbone = self.backbone.identity()
+        backbone = self.backbone.identity() | self._precision
         manifest = {"schema_version": SCHEMA, "backbone": backbone, "frames": listed}
         if frames and (self.dropped or self.decisions):  # they speak of frames that are listed
             manifest |= {"dropped": self.dropped, "decisions": self.decisions}
         write_atomic(folder / "stack.json", json.dumps(manifest, indent=1) + "\n")
 
     @classmethod
-    def open(cls, folder: str | Path, backbone: Backbone) -> SkillStack:
-        """The stack saved in a folder, or an empty one where there is none yet."""
-        saved = (Path(folder).expanduser() / "stack.json").exists()
-        return cls.from_pretrained(folder, backbone) if saved else cls(backbone)
+    def open(
+        cls, folder: str | Path, backbone: Backbone, *, any_precision: bool = False
+    ) -> SkillStack:
+        """The stack saved in a folder (`from_pretrained`), or an empty one where there is none
+        yet."""
+        if not (Path(folder).expanduser() / "stack.json").exists():
+            return cls(backbone)
+        return cls.from_pretrained(folder, backbone, any_precision=any_precision)
 
     @classmethod
     def from_pretrained(
@@ -316,6 +328,7 @@ class SkillStack:
         folder: str | Path,
         backbone: Backbone,
         *,
+        any_precision: bool = False,
         revision: str | None = None,
         token: str | None = None,
     ) -> SkillStack:
@@ -323,7 +336,8 @@ class SkillStack:
         are read when a frame is used. Raises `SkillStackError` naming the file that is wrong.
 
         folder: a folder, or ``"user/name"`` of a stack on the Hugging Face hub where there is no
-        such folder. revision (branch, tag or commit) and token are for the hub alone.
+        such folder. any_precision: open it also on the same model in another dtype or quantization;
+        the difference is printed, and noted in frames that are then added. revision (branch, tag or commit) and token are for the hub alone.
 
         Whole frames whose folders were written but not yet listed when their process died are kept.
         """
@@ -331,12 +345,17 @@ class SkillStack:
             folder = sharing.snapshot(folder, revision, token)
         folder = Path(folder).expanduser()
         manifest = read_manifest(folder)
-        if key := backbone.differs_from(manifest["backbone"]):
-            raise SkillStackError(
-                f"{folder / 'stack.json'}: the stack was made with backbone {key} "
-                f"{manifest['backbone'].get(key)!r}, this one has {backbone.identity()[key]!r}"
-            )
-        stack = cls(backbone)
+        made_with, stack = manifest["backbone"], cls(backbone)
+        if key := backbone.differs_from(made_with):
+            line = f"the stack was made with backbone {key} {made_with.get(key)!r}, "
+            line += f"this one has {backbone.identity()[key]!r}"
+            if key not in PRECISION:
+                raise SkillStackError(f"{folder / 'stack.json'}: {line}")
+            if not any_precision:
+                how = "load the backbone like that, or open the stack with any_precision=True"
+                raise SkillStackError(f"{folder / 'stack.json'}: {line}: {how}")
+            stack._precision = {key: made_with.get(key) for key in PRECISION}
+            print(f"{folder}: trained in {_named(made_with)}, used in {_named(backbone.identity())}")
         stack.dropped, stack.decisions = manifest.get("dropped", {}), manifest.get("decisions", [])
         for entry in manifest["frames"]:
             path = folder / "frames" / entry["name"]
@@ -388,6 +407,11 @@ class SkillStack:
                 raise SkillStackError(f"{frame.folder / 'frame.json'} was changed")
             if frame._weights is not None and weights_digest(saved) != weights_digest(frame):
                 raise SkillStackError(f"frame {frame.name!r} was changed in memory")
+
+
+def _named(identity: Mapping) -> str:
+    """A backbone's precision in words."""
+    return " ".join(filter(None, (identity.get(key) for key in reversed(PRECISION))))
 
 
 def read_manifest(folder: Path) -> dict:

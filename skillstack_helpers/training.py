@@ -74,14 +74,20 @@ def train(
     *,
     lr: float,
     after_backward: Callable[[], None] | None = None,
+    split: Callable[[int], None] | None = None,
+    half: bool = False,
     description: str = "train",
 ) -> list[float]:
     """Minimize ``loss(rows)``, a scalar for a batch of row indices; returns the loss of every step.
 
     lengths: tokens of each row, (n,). config: for epochs and batch size. AdamW without weight
     decay, gradient norm clipped at 1, learning rate up over the first tenth of the steps and then
-    linearly down to zero. after_backward: called before gradients are clipped. Deterministic on the
-    CPU for a given `rng` and torch seed. Raises `SkillStackError` if the training diverged.
+    linearly down to zero. after_backward: called before gradients are clipped. split: called with
+    the size of a batch that did not fit in the GPU's memory before it is tried again; it makes
+    `loss` need less, or raises (`Backbone.split_batches`). half: the model computes in float16,
+    whose gradients vanish below 6e-8: the loss is scaled up (Micikevicius et al. 2018), and a batch
+    whose gradients overflow is learned again at half the scale. Deterministic on the CPU for a
+    given `rng` and torch seed. Raises `SkillStackError` if the training diverged.
     """
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     epochs = (train_batches(lengths, config.batch_size, rng) for _ in range(config.epochs))
@@ -91,17 +97,40 @@ def train(
         optimizer,
         lambda step: min((step + 1) / warmup, (len(batches) - step) / (len(batches) - warmup + 1)),
     )
+    # Disabled, it hands everything through: the same operations as without.
+    scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=half)
     losses = []
     with trainable(parameters):
         for batch in progress(batches, description, "step"):
-            step = loss(batch)
-            step.backward()
-            if after_backward is not None:
-                after_backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+            drawn, step = rng.bit_generator.state, None
+            while step is None:  # until the gradients fit into memory, and into float16
+                rng.bit_generator.state = drawn
+                optimizer.zero_grad(set_to_none=True)
+                try:
+                    step = loss(batch)
+                    scaler.scale(step).backward()
+                except torch.cuda.OutOfMemoryError:
+                    if split is None:
+                        raise
+                    step = None  # with its tensors; so does the error, whose handler ends here
+                if step is None:
+                    split(len(batch))
+                    continue
+                scaler.unscale_(optimizer)
+                if after_backward is not None:
+                    after_backward()
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                scale = scaler.get_scale()
+                scaler.step(optimizer)
+                scaler.update()
+                if scaler.get_scale() < scale:  # gradients overflowed, and no step was made
+                    step = None
+                    if scale <= 1:
+                        raise SkillStackError(
+                            f"{description}: gradients overflow float16 at every scale; choose "
+                            f"dtype='bfloat16' or 'float32', or a lower lr ({lr:g})"
+                        )
             schedule.step()
-            optimizer.zero_grad(set_to_none=True)
             losses.append(step.detach())
     losses = torch.stack(losses)
     if not losses.isfinite().all() or not all(p.isfinite().all() for p in parameters):

@@ -6,6 +6,7 @@ dash one that must fail.
 """
 
 import dataclasses
+import json
 import re
 import warnings
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import pytest
 import torch
 from conftest import FILLER, ROOT
 
-from skillstack_helpers import TrainingConfig, sharing, training
+from skillstack_helpers import SkillStackError, TrainingConfig, sharing, training
 from skillstack_helpers.files import digest
 from skillstack_helpers.hardware import say_once
 from skillstack_helpers.loading import load_backbone
@@ -303,6 +304,27 @@ def test_texts_are_cut_to_the_positions_of_the_model(two_tasks, tmp_path, capsys
     assert frame.training["max_length"] == POSITIONS  # what was done
     again = SkillStack(backbone).grow(data, dataclasses.replace(CONFIG, max_length=POSITIONS))
     assert dict(again.training) == dict(frame.training) and again.losses == frame.losses
+
+
+# ------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    {
+        "convbert": "reads padding",
+        "fnet": "reads padding",
+        "funnel": "reads padding",
+        "ibert": "integer model",
+        "mobilebert": "reads padding",
+        "nystromformer": "reads padding",
+        "squeezebert": "convolutional model",
+    }.items(),
+)
+def test_models_that_a_frame_would_not_fit_are_refused(model_type, reason, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(SkillStackError, match=f"{model_type} .*{reason}"):
+        load_backbone(str(tmp_path), device="cpu")
 
 
 # ------------------------------------------------------------------ the page

@@ -272,7 +272,9 @@ def open_run(
         fields = {k: v for k, v in vars(config).items() if k not in ("data_dir", "output_dir")}
         run.facts = {"run_id": folder.name, "status": "running", "config": fields}
         run.facts |= {"method": method, **code, "data": _rows(stream)}
-        run.facts |= {"backbone": backbone.identity(), "device": describe_device(backbone.device)}
+        # The config's max_length is what was asked for; no text is longer than `max_positions`.
+        model = backbone.identity() | {"max_positions": backbone.max_positions}
+        run.facts |= {"backbone": model, "device": describe_device(backbone.device)}
     for stale in folder.glob(".tmp-*"):  # left behind by a killed process
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     run._write_facts()
