@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .errors import SkillStackError
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOME = {
     "backbones": "Backbone",
@@ -24,7 +24,7 @@ _HOME = {
     "answers": "Answers",
     "lab.parameters": "RunConfig repo_root",
     "lab.runs": "open_run load_runs",
-    "lab.experiment": "load_stream open_or_train open_stack fit_router",
+    "lab.experiment": "load_stream open_backbone open_or_train open_stack fit_router",
 }
 _HOME = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = ["SkillStackError", "__version__", *_HOME]
@@ -37,7 +37,13 @@ if TYPE_CHECKING:  # for editors
     from .config import TrainingConfig
     from .frames import Frame
     from .heads import instruction
-    from .lab.experiment import fit_router, load_stream, open_or_train, open_stack
+    from .lab.experiment import (
+        fit_router,
+        load_stream,
+        open_backbone,
+        open_or_train,
+        open_stack,
+    )
     from .lab.parameters import RunConfig, repo_root
     from .lab.runs import load_runs, open_run
     from .loading import load_backbone

@@ -41,6 +41,7 @@ class Backbone:
     trained to be mean-pooled); decoders give the last token's hidden state, as
     ``AutoModelForSequenceClassification`` does.
 
+    >>> from skillstack_helpers import load_backbone
     >>> backbone = load_backbone("minilm", device="cpu")
     >>> backbone.kind, backbone.hidden_size
     ('encoder', 384)

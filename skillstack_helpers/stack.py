@@ -337,7 +337,8 @@ class SkillStack:
 
         folder: a folder, or ``"user/name"`` of a stack on the Hugging Face hub where there is no
         such folder. any_precision: open it also on the same model in another dtype or quantization;
-        the difference is printed, and noted in frames that are then added. revision (branch, tag or commit) and token are for the hub alone.
+        the difference is printed, and noted in frames that are then added. revision (branch, tag or
+        commit) and token are for the hub alone.
 
         Whole frames whose folders were written but not yet listed when their process died are kept.
         """
@@ -355,7 +356,8 @@ class SkillStack:
                 how = "load the backbone like that, or open the stack with any_precision=True"
                 raise SkillStackError(f"{folder / 'stack.json'}: {line}: {how}")
             stack._precision = {key: made_with.get(key) for key in PRECISION}
-            print(f"{folder}: trained in {_named(made_with)}, used in {_named(backbone.identity())}")
+            now = _named(backbone.identity())
+            print(f"{folder}: trained in {_named(made_with)}, used in {now}")
         stack.dropped, stack.decisions = manifest.get("dropped", {}), manifest.get("decisions", [])
         for entry in manifest["frames"]:
             path = folder / "frames" / entry["name"]
@@ -411,7 +413,7 @@ class SkillStack:
 
 def _named(identity: Mapping) -> str:
     """A backbone's precision in words."""
-    return " ".join(filter(None, (identity.get(key) for key in reversed(PRECISION))))
+    return " ".join(str(identity[key]) for key in reversed(PRECISION) if identity.get(key))
 
 
 def read_manifest(folder: Path) -> dict:

@@ -169,6 +169,37 @@ def test_routers_notebook_reuses_a_stack_and_compares(tmp_path, model_dirs, data
     assert (stack / "routers" / "hybrid_chain" / "router.json").exists()
 
 
+def test_notebooks_run_on_tasks_of_ones_own(tmp_path, model_dirs):
+    """String labels in a CSV; JSONL without a test split, with emoji, 24 rows for a budget of 96."""
+    words = {"refund": "money back paid twice please", "parcel": "late lost box 📦 street"}
+    mails = pd.DataFrame(
+        [(f"{label} {more} {i}", label) for label, more in words.items() for i in range(60)],
+        columns=["body", "team"],
+    )
+    greetings = [f"مرحبا كيف حالك اليوم صديقي العزيز صباح الخير مساء النور سلام {i}" for i in range(24)]
+    short = pd.DataFrame({"text": greetings, "label": [0, 1, 2] * 8})
+    (tmp_path / "own" / "mails").mkdir(parents=True)
+    (tmp_path / "own" / "greetings").mkdir()
+    mails.to_csv(tmp_path / "own" / "mails" / "train.csv", index=False)
+    short.to_json(tmp_path / "own" / "greetings" / "train.jsonl", orient="records", lines=True)
+    given = {"model": str(model_dirs["bert"]), "lora_r": 4}
+    named = {"tasks": "mails,greetings", "data_dir": tmp_path / "own"}
+    done = papermill("01_train_stack", tmp_path, **given, **named)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = the_run(tmp_path)
+    assert run.name.startswith("01_train_stack-mails_greetings-") and figures(tmp_path) == 3
+    assert runs.read_run(run).labels["mails"] == ("parcel", "refund")
+    assert "mails: text 'body', label 'team'; 2 labels parcel, refund; no" in printed(tmp_path)
+    # the same stream by its folder, in the order of the names; probes are made for it
+    done = papermill("07_domain_confusion", tmp_path, preset=tmp_path / "own", **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "stream: greetings, mails" in printed(tmp_path)
+    metrics = runs.read_metrics(the_run(tmp_path, name="07") / "metrics.csv")
+    assert set(metrics["router"]) >= set(ROUTERS) and not metrics["value"].isna().any()
+    done = papermill("01_train_stack", tmp_path, **given, **named | {"tasks": "mails,bills"})
+    assert done.returncode and "SkillStackError: unknown task 'bills'" in done.stderr
+
+
 def test_baselines_notebook_runs_all_methods_and_resumes(tmp_path, model_dirs, data_dir):
     given = {"preset": "adaptive3", "model": str(model_dirs["bert"]), "lora_r": 4}
     some = papermill("04_baselines", tmp_path, data_dir=data_dir, methods="replay,ewc", **given)

@@ -59,8 +59,9 @@ def test_a_wheel_holds_the_task_data_and_the_published_numbers(tmp_path):
     assert "skillstack_helpers/routers/hybrid.py" in names
 
 
-def test_the_readmes_sample_prints_what_it_says(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+@pytest.mark.parametrize("page", ["README.md", "docs/your_own_tasks.md"])
+def test_a_pages_sample_prints_what_it_says(page, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
     expected = [line[2:] for line in code.splitlines() if line.startswith("# ")]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]

@@ -28,6 +28,7 @@ def backbone(**changed):
     return SimpleNamespace(
         name=identity["name"],
         quantize=identity["quantization"],
+        max_positions=512,
         device=changed.get("device", "cpu"),
         identity=lambda: identity,
     )

@@ -46,6 +46,12 @@ def stream_table(stream: Sequence[TaskData]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index")
 
 
+def open_backbone(config: RunConfig) -> Backbone:
+    """The backbone that a run asks for."""
+    how = (config.dtype, config.quantize, config.device, config.gradient_checkpointing)
+    return load_backbone(config.model, *how)
+
+
 # ---------------------------------------------------------------------- stacks
 
 

@@ -46,7 +46,14 @@ _OF_METHODS = {
 }
 # Where a run reads and writes does not change what it measures; what it reads (rows, backbone) is
 # compared by content, see `runs.open_run`.
-_PLACES = ("data_dir", "output_dir", "stack_dir", "methods", "notebook")
+_PLACES = (
+    "data_dir",
+    "output_dir",
+    "stack_dir",
+    "methods",
+    "notebook",
+    "gradient_checkpointing",  # time against memory; gradients are the same
+)
 _BY_CONTENT = ("model", "dtype", "quantize", "device", "source")
 
 
@@ -99,8 +106,9 @@ class RunConfig(TrainingConfig):
     buffer_size: int = 200  # rows that replay may keep
     n_held_back: int = 512  # rows per task that only the rule of pruning.py sees
     max_loss_pp: float = 1.0  # points of accuracy that compression may cost
-    dtype: str = "auto"  # float32, bfloat16, or auto (bfloat16 on CUDA, else float32)
+    dtype: str = "auto"  # float32, bfloat16, float16, or auto (by the GPU, else float32)
     quantize: str | None = None  # None or "nf4" (bitsandbytes)
+    gradient_checkpointing: bool = False  # train in less memory and more time
     device: str = "auto"  # cpu, cuda, or auto
     source: str = "auto"  # folder, hub, embedded, or auto
     data_dir: str | None = None  # folder source; None: the variable SKILLSTACK_DATA
@@ -113,7 +121,7 @@ class RunConfig(TrainingConfig):
         for field, known in (
             ("router", ROUTERS),
             ("source", ("auto", *SOURCES)),
-            ("dtype", ("auto", "float32", "bfloat16")),
+            ("dtype", ("auto", "float32", "bfloat16", "float16")),
             ("quantize", ("nf4",)),
         ):
             if getattr(self, field) is not None:

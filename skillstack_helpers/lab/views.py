@@ -193,7 +193,7 @@ def examples_in_cell(answers: pd.DataFrame, label: str, answer: str) -> pd.DataF
 
 def template(frame: Frame) -> str:
     """How a row becomes the text that the frame was trained on."""
-    noted = frame.data.get("template")  # since 0.3
+    noted = frame.data.get("template")  # since 0.4
     if noted is None:
         return TASKS[frame.task].template if frame.task in TASKS else "{text}"
     if not isinstance(noted, str) or not template_fields(noted) <= {"text", "text_pair"}:

@@ -94,7 +94,7 @@ class ArrowRouter(Router):
             for batch in eval_batches([len(row) for row in ids]):
                 padded, mask = pad([ids[i] for i in batch], backbone.pad_id, backbone.device)
                 affinity.clear()
-                backbone.features(padded, mask)
+                backbone.model(input_ids=padded, attention_mask=mask)  # whole, as `mask` is
                 out[batch] = torch.stack(affinity).mean(0).cpu().numpy()
         return out
 
