@@ -30,6 +30,8 @@ _FETCHED += [
 _ON_HUB = {
     "minilm": ("sentence-transformers/all-MiniLM-L6-v2", "apache-2.0", True),
     "smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0", False),
+    "mpnet": ("sentence-transformers/all-mpnet-base-v2", "apache-2.0", True),
+    "gemma3-270m": ("google/gemma-3-270m", "gemma", False),
 }
 _SHOWN = 8  # label names of a frame in the card's table
 

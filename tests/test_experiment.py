@@ -87,6 +87,15 @@ def test_the_rows_of_a_frame_are_found_again_or_refused(settings, trained, tmp_p
         experiment.load_rows(stack["mrpc"], elsewhere)
 
 
+def test_a_stack_opens_where_its_model_has_moved_to(saved, tmp_path, model_dirs):
+    folder = shutil.copytree(saved, tmp_path / "stack")
+    edit_json(folder / "stack.json", lambda m: m["backbone"].update(name="/moved/away"))
+    with pytest.raises(SkillStackError, match="model folder /moved/away does not exist"):
+        experiment.open_stack(folder)
+    here = load_backbone(str(model_dirs["bert"]), device="cpu")
+    assert experiment.open_stack(folder, {"here": here}).backbone is here
+
+
 def test_finding_and_opening(saved, tmp_path):
     root = saved.parent
     assert experiment.find_stacks(root) == [saved] and experiment.newest_stack(root) == saved

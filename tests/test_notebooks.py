@@ -170,13 +170,14 @@ def test_routers_notebook_reuses_a_stack_and_compares(tmp_path, model_dirs, data
 
 
 def test_notebooks_run_on_tasks_of_ones_own(tmp_path, model_dirs):
-    """String labels in a CSV; JSONL without a test split, with emoji, 24 rows for a budget of 96."""
+    """String labels in a CSV; JSONL without a test split, with emoji; too few rows."""
     words = {"refund": "money back paid twice please", "parcel": "late lost box 📦 street"}
     mails = pd.DataFrame(
         [(f"{label} {more} {i}", label) for label, more in words.items() for i in range(60)],
         columns=["body", "team"],
     )
-    greetings = [f"مرحبا كيف حالك اليوم صديقي العزيز صباح الخير مساء النور سلام {i}" for i in range(24)]
+    greeting = "مرحبا كيف حالك اليوم صديقي العزيز صباح الخير مساء النور سلام"
+    greetings = [f"{greeting} {i}" for i in range(24)]
     short = pd.DataFrame({"text": greetings, "label": [0, 1, 2] * 8})
     (tmp_path / "own" / "mails").mkdir(parents=True)
     (tmp_path / "own" / "greetings").mkdir()

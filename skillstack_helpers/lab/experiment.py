@@ -184,8 +184,9 @@ def newest_stack(root: str | Path = "results") -> Path:
 def open_stack(folder: str | Path, backbones: dict | None = None) -> SkillStack:
     """Open a saved stack with the backbone it was made with.
 
-    backbones: loaded ones, (name, dtype, quantization) -> Backbone; used and added to, so that no
-    model is loaded twice. Raises `SkillStackError` in one line for a folder that holds no stack.
+    backbones: loaded ones, (name, dtype, quantization) -> Backbone; used, wherever the model lies,
+    and added to, so that no model is loaded twice. Raises `SkillStackError` in one line for a
+    folder that holds no stack.
     """
     folder = placed(folder)
     made_with = read_manifest(folder)["backbone"]
@@ -193,9 +194,11 @@ def open_stack(folder: str | Path, backbones: dict | None = None) -> SkillStack:
     if not isinstance(key[0], str):
         raise SkillStackError(f"{folder / 'stack.json'}: the backbone has no name")
     backbones = {} if backbones is None else backbones
-    if key not in backbones:
-        backbones[key] = load_backbone(*key)
-    return SkillStack.from_pretrained(folder, backbones[key])
+    same = [one for one in backbones.values() if not one.differs_from(made_with)]
+    if not same:
+        same = [load_backbone(*key)]
+        backbones[key] = same[0]
+    return SkillStack.from_pretrained(folder, same[0])
 
 
 def load_rows(frame: Frame, data_dir: str | Path | None = None) -> TaskData:
