@@ -181,6 +181,7 @@ TABLES = {
     "mini4": Table("01_train_stack", "mini4", [_S, _NF4], lambda m: by_run(m, "mini4")),
 }
 _LONG4, _CLINC = ("01_train_stack", _LONG[0], _M), ("01_train_stack", "clinc10", _M)
+_LONG5 = ("01_train_stack", _LONG[1], _M)
 _OWN = ("01_train_stack", "spam_airline_intents", _M)
 _BANKING = ("01_train_stack", "banking77", _M)
 _8, _12 = ("01_train_stack", "hard8", _M), ("02_hard12", "hard12", _M)
@@ -195,6 +196,7 @@ FIGURES = {
     "hard12_published": Figure(*_12, pattern, "Is it the published pattern?"),
     "long15_tasks": Figure(*_LONG4, tasks, "What is left of the field's long sequence?"),
     "long15_matrix": Figure(*_LONG4, matrix, "When is what forgotten in the long sequence?"),
+    "long15_collapse": Figure(*_LONG5, tasks, "What if a frame of the chain collapses?"),
     "clinc10_tasks": Figure(*_CLINC, tasks, "Ten domains of fifteen intents: what is left?"),
     "own_tasks": Figure(*_OWN, tasks, "Three tasks that others had put online?"),
     "banking77_tasks": Figure(*_BANKING, tasks, "77 intents of one bank in seven steps?"),
