@@ -118,7 +118,15 @@ class LinearHead(_Head):
         batches = training.eval_batches([len(row) for row in ids])
         for batch in progress(batches, description, "batch"):
             out[batch] = self.layer(_features(self.backbone, ids, batch)).cpu().numpy()
-        return out
+        return _finite(out, self.backbone)
+
+
+def _finite(scores: np.ndarray, backbone: Backbone) -> np.ndarray:
+    """The scores; an error where the model overflowed its precision: their argmax means nothing."""
+    if np.isfinite(scores).all():
+        return scores
+    other = ": load it with dtype='float32' or 'bfloat16'" if backbone.dtype == "float16" else ""
+    raise SkillStackError(f"{backbone.name}: scores are not finite in {backbone.dtype}{other}")
 
 
 def _features(backbone: Backbone, ids: Sequence[np.ndarray], rows: np.ndarray) -> Tensor:
@@ -291,7 +299,7 @@ class PromptHead(_Head):
                 later = following.gather(2, rest)[..., 0].sum(1)
                 out[batch, k] = (first[:, word[0]] + later).cpu().numpy()
                 cache.crop(1 - len(word))  # forget the word again
-        return out
+        return _finite(out, self.backbone)
 
 
 def left_pad(ids: Sequence[np.ndarray], pad_id: int, device: str) -> tuple[Tensor, Tensor]:

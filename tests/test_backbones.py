@@ -83,7 +83,7 @@ def test_misfit_adapter_is_refused(backbone):
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_nf4_trains_after_an_evaluation(model_dirs, stream, config, kind, dtype):
     """bitsandbytes' repacking at the first evaluation used to cut the gradients off silently."""
     pytest.importorskip("bitsandbytes")

@@ -404,6 +404,15 @@ def test_gradients_that_overflow_at_every_scale_are_one_line():
     assert weight.tolist() == [0, 0] and weight.grad is None
 
 
+def test_answers_that_overflow_are_no_answers(model_dirs):
+    backbone = load_backbone(str(model_dirs["llama"]), "float16", device="cpu")
+    head = LinearHead(backbone, ("no", "yes"))
+    head.scores(["the of"], 32)
+    backbone.model.norm.weight.fill_(60_000.0)
+    with pytest.raises(SkillStackError, match="not finite in float16: load it with dtype='float"):
+        head.scores(["the of"], 32)
+
+
 def test_the_fisher_information_does_not_vanish_in_float16(model_dirs, stream):
     config = TrainingConfig(epochs=1, batch_size=4, max_length=32)
     found = {}
