@@ -139,7 +139,9 @@ def _converted(source: Path, aside: Path) -> Path:
     from its config, so the weights are put into a model built from a clean one.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     place = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
