@@ -93,7 +93,8 @@ def _mergeable(stack: SkillStack, names: Sequence[str]) -> list[Frame]:
 def _weighted_adapter(stack, frames, method, density, seed) -> dict[str, Tensor]:
     """Weights of PEFT's merge, each adapter weighted 1/n; the backbone is left as it was."""
     backbone = stack.backbone
-    backbone.attach(*frames[0].slot)
+    r, alpha = frames[0].slot
+    backbone.attach(r, r)  # scaling is in the weights: before 0.21 PEFT's svd applies it twice
     model = backbone.model
     adapters = [f"merging_{i}" for i in range(len(frames))]
     with torch.random.fork_rng(), torch.no_grad():
@@ -106,7 +107,7 @@ def _weighted_adapter(stack, frames, method, density, seed) -> dict[str, Tensor]
                     live[_of_adapter(name, adapter)].copy_(tensor)
             model.add_weighted_adapter(
                 adapters,
-                [1 / len(frames)] * len(frames),
+                [alpha / r / len(frames)] * len(frames),
                 "merged",
                 combination_type=method,
                 density=density,

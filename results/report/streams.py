@@ -49,7 +49,7 @@ def beside_published(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
         published(f"{preset}_table"),
     ]
     tables = [summary(run, ["who", "model", "seed"], columns, number) for run in runs]
-    return pd.concat(tables).astype(float)
+    return pd.concat([table.astype(float) for table in tables])
 
 
 # ---------------------------------------------------------------------- figures
@@ -165,10 +165,8 @@ def by_stream(metrics: pd.DataFrame) -> pd.DataFrame:
     seen = list(dict.fromkeys(metrics["preset"]))
     tables = {preset: beside_published(metrics, preset).loc["measured here"] for preset in seen}
     table = pd.concat(tables, names=["stream"])
-    models, seeds = (table.index.get_level_values(level) for level in ("model", "seed"))
-    runs = [f"{m}, seed {s}" for m, s in zip(models, seeds, strict=True)]
-    names = table.index.get_level_values("stream")
-    return table.set_axis(pd.MultiIndex.from_arrays([names, runs], names=["stream", "run"]))
+    by = zip(*(table.index.get_level_values(n) for n in ("stream", "model", "seed")), strict=True)
+    return table.set_axis(pd.Index([f"{s}, {m}, seed {k}" for s, m, k in by], name="run"))
 
 
 _LONG = [f"long15_order{order}" for order in (4, 5, 6)]
