@@ -7,7 +7,7 @@ import functools
 import hashlib
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import training
+from . import training, trunk
 from .errors import SkillStackError, checked_texts
 from .files import kept_sha256, read_json
 from .hardware import recomputed, say_once
+from .mixed import Adapters, Layout, adapted, layout, pack
 from .progress import progress
 
 _CACHED_TEXTS = 200_000  # token cache, about 100 MB at 160 tokens a text
@@ -59,8 +60,9 @@ class Backbone:
     tokenizer: object
     folder: Path | None = None  # where its files lie
     gradient_checkpointing: bool = False
+    trunk: trunk.Kept = field(default_factory=trunk.Kept, repr=False)  # states of the lower layers
     _lora: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _shape: tuple | None = field(default=None, repr=False)
+    _shape: tuple | None = field(default=None, repr=False)  # (r, alpha, first adapted layer)
     _tokens: dict = field(default_factory=dict, repr=False)
     _embedded: dict = field(default_factory=dict, repr=False)
     _lm: torch.nn.Module | None = field(default=None, repr=False)
@@ -207,9 +209,12 @@ class Backbone:
             self._lm.get_output_embeddings().weight = base.get_input_embeddings().weight
         return self._lm.eval()
 
-    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pooled float32 features (batch, hidden) of right-padded int64 ids (batch, length)."""
-        hidden = self.last_hidden(input_ids, attention_mask)
+    def features(
+        self, inputs: Tensor, attention_mask: Tensor, lora: Adapters | None = None
+    ) -> Tensor:
+        """Pooled float32 features (batch, hidden) of right-padded int64 ids (batch, length), or of
+        a trunk's states (batch, length, hidden). lora: adapters to use in place of the slot's."""
+        hidden = self.last_hidden(inputs, attention_mask, lora)
         if self.kind == "encoder":
             mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (batch, length, 1)
             mean = (hidden * mask).sum(1) / mask.sum(1)
@@ -217,26 +222,57 @@ class Backbone:
         last = attention_mask.sum(1) - 1  # (batch,)
         return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
 
-    def last_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Last hidden states (batch, length, hidden) of int64 ids (batch, length).
+    def last_hidden(
+        self, inputs: Tensor, attention_mask: Tensor, lora: Adapters | None = None
+    ) -> Tensor:
+        """Last hidden states (batch, length, hidden) of int64 ids (batch, length), or of what the
+        layers from the first adapted one on read (batch, length, hidden).
 
-        A batch that memory does not hold is read in parts; with gradients, a part's activations are
-        computed again in the backward pass. Whatever is computed from the states stays the same.
+        lora: adapters of this batch, see `mixed`; None: the slot's. A batch that memory does not
+        hold is read in parts; with gradients, a part's activations are computed again in the
+        backward pass. Whatever is computed from the states stays the same.
         """
+        first = self.first_adapted_layer if lora is None else lora.first
 
-        def read(*part: Tensor) -> Tensor:
-            return self.model(input_ids=part[0], attention_mask=part[1]).last_hidden_state
+        def read(inputs: Tensor, mask: Tensor, *owners: Tensor) -> Tensor:
+            with contextlib.ExitStack() as inside:
+                how = {}
+                if lora is not None:
+                    inside.enter_context(self.without_adapter())
+                    inside.enter_context(adapted(lora, *owners))
+                if inputs.is_floating_point():
+                    inside.enter_context(trunk.starting_from(self.layers, first, inputs))
+                    inputs = torch.full_like(mask, self.pad_id)  # embedded, and not looked at
+                    how = self._without_cache
+                read = self.model(input_ids=inputs, attention_mask=mask, **how)
+                return read.last_hidden_state
 
+        parts = [] if lora is None else [lora.owners]
+        return self._in_parts(read, inputs, attention_mask, *parts)
+
+    def _in_parts(self, read: Callable, *tensors: Tensor) -> Tensor:
+        """``read(*tensors)``, tensors (batch, ...), in as many parts as memory asks for."""
         while True:
-            rows = self._rows[torch.is_grad_enabled()]
+            rows, size = self._rows[torch.is_grad_enabled()], len(tensors[0])
             try:
-                if rows is None or rows >= len(input_ids):
-                    return read(input_ids, attention_mask)
-                parts = zip(input_ids.split(rows), attention_mask.split(rows), strict=True)
+                if rows is None or rows >= size:
+                    return read(*tensors)
+                parts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
                 return torch.cat([recomputed(read, *part) for part in parts])
             except torch.cuda.OutOfMemoryError:
                 pass  # the next try waits until the error, which holds tensors, is gone
-            self.split_batches(len(input_ids))
+            self.split_batches(size)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows of a batch may have different adapters. DeBERTa's linear layers also read
+        the relative positions, which belong to no row."""
+        return not self.model.config.model_type.startswith("deberta")
+
+    @property
+    def _without_cache(self) -> dict:
+        """Arguments of a call that keeps no keys and values of the layers it runs."""
+        return {"use_cache": False} if self.kind == "decoder" else {}
 
     def split_batches(self, size: int) -> None:
         """Halve the parts in which batches of that many rows are read, and say so once.
@@ -255,6 +291,63 @@ class Backbone:
         say_once(f"{self.name}: out of memory; batches in {what} are read {rows} texts at a time")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    # -------------------------------------------------------------- the trunk
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        """The transformer's layers, in order."""
+        return trunk.layer_list(self.model)
+
+    def layer_number(self, first: int | float | None) -> int | None:
+        """`TrainingConfig.first_adapted_layer` as the number of one of this model's layers."""
+        return trunk.layer_number(self.model, first)
+
+    @property
+    def first_adapted_layer(self) -> int | None:
+        """Where the slot's adapter begins; None: at the first layer, so that nothing is shared."""
+        return None if self._shape is None else self._shape[2]
+
+    def inputs(
+        self, texts: Sequence[str], max_length: int, together: bool = False
+    ) -> list[np.ndarray] | list[Tensor]:
+        """What the slot's layers read of each text: token ids (length,), or, above a trunk, its
+        states (length, hidden), for which a text is run once. together: see `trunk.Kept`."""
+        return self.states(self.encode(texts, max_length), self.first_adapted_layer, together)
+
+    def states(
+        self, rows: Sequence[np.ndarray], first: int | None, together: bool = False
+    ) -> list[np.ndarray] | list[Tensor]:
+        """What layer `first` reads of each row of token ids, (length, hidden); the rows themselves
+        where that is None, or more than is kept."""
+        if first is None or not len(rows):
+            return list(rows)
+        states, _ = self._run_trunk(rows, first, together)
+        return list(rows) if states is None else states
+
+    def pooled(self, texts: Sequence[str], max_length: int, first: int) -> np.ndarray:
+        """Mean over tokens of what the layers 0 to `first` of the frozen model read, float32
+        (n, first + 1, hidden). What `inputs` needs of the texts is kept on the way."""
+        return self._run_trunk(self.encode(texts, max_length), first, False)[1]
+
+    def _run_trunk(self, rows, first: int, together: bool) -> tuple[list | None, np.ndarray]:
+        layers = self.layers
+
+        def read(ids: Tensor, mask: Tensor) -> Tensor:
+            arguments = {"input_ids": ids, "attention_mask": mask} | self._without_cache
+            read = trunk.run_lower(self.model, layers, first, arguments)
+            return torch.stack(read, 1)  # (batch, first + 1, length, hidden)
+
+        @torch.inference_mode()
+        def run(batch: Sequence[np.ndarray]) -> tuple[Tensor, np.ndarray]:
+            ids, mask = training.pad(batch, self.pad_id, self.device)
+            states = self._in_parts(read, ids, mask)
+            weight = mask[:, None, :, None].float()
+            pooled = (states.float() * weight).sum(2) / weight.sum(2)
+            return states[:, -1], pooled.cpu().numpy()
+
+        with self.without_adapter():
+            return self.trunk.of(rows, first, run, training.pass_size(self.device), together)
 
     def embed(self, texts: Sequence[str], max_length: int = 160) -> np.ndarray:
         """Mean-pooled hidden states of the frozen model, float32 (n, layers, hidden).
@@ -296,9 +389,10 @@ class Backbone:
         return out
 
     def forget(self) -> None:
-        """Empty the caches of tokens and embeddings, for honest timings."""
+        """Empty the caches of tokens, states and embeddings, for honest timings."""
         self._tokens.clear()
         self._embedded.clear()
+        self.trunk.clear()
 
     # -------------------------------------------------------------- the LoRA slot
 
@@ -307,12 +401,14 @@ class Backbone:
         """A context in which the model is the frozen backbone alone, whatever the slot holds and
         even if the slot is made inside."""
         self._bare += 1
-        self._switch()
+        if self._bare == 1:
+            self._switch()
         try:
             yield
         finally:
             self._bare -= 1
-            self._switch()
+            if self._bare == 0:
+                self._switch()
 
     def _switch(self) -> None:
         if self._shape is None:
@@ -324,23 +420,22 @@ class Backbone:
             parameter.requires_grad_(trains)
 
     @torch.inference_mode(False)  # a slot made while generating must be able to learn later
-    def attach(self, r: int, alpha: int) -> None:
+    def attach(self, r: int, alpha: int, first: int | None = None) -> None:
         """Give the backbone one LoRA slot of that shape on all linear layers (encoders' poolers,
-        which features do not come from, excluded). One slot serves every frame: frames are copied
-        in and out of it."""
-        if self._shape == (r, alpha):
+        which features do not come from, excluded), or on those of layer `first` and all above. One
+        slot serves every frame: frames are copied in and out of it."""
+        if self._shape == (r, alpha, first):
             return
         from peft import LoraConfig, PeftModel, get_peft_model
 
         base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
         linear = [n for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)]
+        where = {"target_modules": "all-linear"}
+        where["exclude_modules"] = [name for name in linear if "pooler" in name] or None
+        if first is not None:
+            where = self._upper(base, first)
         config = LoraConfig(
-            r=r,
-            lora_alpha=alpha,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            exclude_modules=[name for name in linear if "pooler" in name] or None,
-            task_type="FEATURE_EXTRACTION",
+            r=r, lora_alpha=alpha, lora_dropout=0.0, task_type="FEATURE_EXTRACTION", **where
         )
         with warnings.catch_warnings():  # peft 0.21 asks transformers 5 by a deprecated name
             warnings.simplefilter("ignore", FutureWarning)
@@ -349,10 +444,29 @@ class Backbone:
         self.model.eval()
         named = self.model.named_parameters()
         self._lora = {n.replace(".default.", "."): p for n, p in named if ".lora_" in n}
-        self._shape = (r, alpha)
+        self._shape = (r, alpha, first)
         for parameter in self._lora.values():
             parameter.requires_grad_(False)  # `training.trainable` alone makes it learn
         self._switch()
+
+    @staticmethod
+    def _upper(base: torch.nn.Module, first: int) -> dict:
+        """The linear layers from layer `first` on, as `LoraConfig` names them."""
+        from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
+
+        layers = trunk.layer_list(base)
+        names = {
+            name.rsplit(".", 1)[-1]
+            for layer in layers[first:]
+            for name, module in layer.named_modules()
+            if isinstance(module, (torch.nn.Linear, Conv1D))
+        }
+        inside = next(name for name, module in base.named_modules() if module is layers)
+        return {
+            "target_modules": sorted(names),
+            "layers_to_transform": list(range(first, len(layers))),
+            "layers_pattern": inside.rsplit(".", 1)[-1],
+        }
 
     @property
     def lora_parameters(self) -> dict[str, Tensor]:
@@ -370,16 +484,44 @@ class Backbone:
     @torch.no_grad()
     def write_lora(self, weights: Mapping[str, Tensor], where: str) -> None:
         """Copy a frame's adapter into the slot; `where` names it in the error if it cannot fit."""
+        self._check_fit(weights, where, self._shape[0])
+        for name, parameter in self._lora.items():
+            parameter.copy_(weights[name])
+
+    def _check_fit(self, weights: Mapping[str, Tensor], where: str, rank: int) -> None:
+        """Raise `SkillStackError` unless an adapter is one of that rank for the slot's layers."""
         if weights.keys() != self._lora.keys():
             odd = sorted(weights.keys() ^ self._lora.keys())[0]
             raise SkillStackError(f"{where}: adapter does not fit the backbone ({odd})")
         for name, parameter in self._lora.items():
-            if weights[name].shape != parameter.shape:
+            first, second = parameter.shape
+            needed = (rank, second) if ".lora_A." in name else (first, rank)
+            if weights[name].shape != needed:
                 raise SkillStackError(
-                    f"{where}: {name} is {tuple(weights[name].shape)}, "
-                    f"the backbone needs {tuple(parameter.shape)}"
+                    f"{where}: {name} is {tuple(weights[name].shape)}, the backbone needs {needed}"
                 )
-            parameter.copy_(weights[name])
+
+    def pack(self, weights: Mapping[str, Tensor], slot: tuple, rank: int, where: str) -> Tensor:
+        """An adapter of that slot's shape as `adapters` takes it, padded to `rank`, on the device.
+
+        where: names it in the error if it does not fit the backbone.
+        """
+        r, alpha, first = slot
+        if self._shape is None or self.first_adapted_layer != first:
+            self.attach(r, alpha, first)
+        self._check_fit(weights, where, r)
+        return pack(weights, alpha / r, self._layout(rank)).to(self.device)
+
+    def adapters(self, packed: Sequence[Tensor], owners: Tensor, rank: int) -> Adapters:
+        """Adapters of `pack`, and which of them each row of a batch has, for `features`."""
+        how = self._layout(rank)
+        bare = getattr(self.model, "get_base_model", lambda: self.model)()
+        layers = {name: bare.get_submodule(name) for name in how.places}
+        layers = {name: getattr(layer, "base_layer", layer) for name, layer in layers.items()}
+        return Adapters(how, self.first_adapted_layer, layers, packed, owners)
+
+    def _layout(self, rank: int) -> Layout:
+        return layout(self._lora, rank)
 
     def read_lora(self) -> dict[str, Tensor]:
         """A float32 copy of the slot on the CPU."""

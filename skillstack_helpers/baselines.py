@@ -58,7 +58,7 @@ class Sequential:
             self._start()
             self.heads[data.name] = LinearHead(self.backbone, data.task.label_names)
             try:
-                ids = self.backbone.encode(data.texts("train"), self.config.max_length)
+                ids = self._inputs(data.texts("train"))
                 loss, heads = self._loss(data, ids, rng)
                 losses = self._train(loss, heads, ids, rng, data.name)
             except BaseException:  # interrupted: the task can be learned again
@@ -71,7 +71,15 @@ class Sequential:
 
     def _attach(self, tasks: int) -> None:
         """Give the backbone the slot for that many tasks: the same for any number."""
-        self.backbone.attach(self.config.lora_r, self.config.lora_alpha)
+        self.backbone.attach(self.config.lora_r, self.config.lora_alpha, self._first())
+
+    def _first(self) -> int | None:
+        """The first layer that has an adapter."""
+        return self.backbone.layer_number(self.config.first_adapted_layer)
+
+    def _inputs(self, texts: Sequence[str]) -> list:
+        """What the trained layers read of each text: token ids, or the trunk's states."""
+        return self.backbone.inputs(texts, self.config.max_length, together=True)
 
     def _start(self) -> None:
         """Bring the slot to where training starts: new, or where the last task ended."""
@@ -330,7 +338,7 @@ class Replay(Sequential):
     def __init__(self, backbone: Backbone, config: TrainingConfig, capacity: int = 200, **others):
         super().__init__(backbone, config, **others)
         rng = np.random.default_rng([config.seed, 1])
-        self.buffer = ReservoirBuffer(capacity, rng)  # of (task, token ids, label)
+        self.buffer = ReservoirBuffer(capacity, rng)  # of (task, inputs, label)
 
     def _loss(self, data, ids, rng):
         old = self.buffer.rows
@@ -356,7 +364,8 @@ class Replay(Sequential):
 
     @property
     def stored_bytes(self) -> int:
-        rows = sum(row[1].nbytes + 8 for row in self.buffer.rows)  # token ids, label and task
+        # Token ids, label and task; a trunk's states can be computed again from the ids.
+        rows = sum(4 * len(row[1]) + 8 for row in self.buffer.rows)
         return super().stored_bytes + rows
 
 
@@ -402,7 +411,7 @@ class GenerativeReplay(Replay):
             texts += [opening + text for text in written]
         self.texts[data.name] = texts
         scores = self.heads[data.name].scores(texts, self.config.max_length)
-        pseudo = self.backbone.encode(texts, self.config.max_length)
+        pseudo = self._inputs(texts)
         for row, label in zip(pseudo, scores.argmax(1), strict=True):
             self.buffer.add((data.name, row, int(label)))
 
@@ -433,7 +442,7 @@ class Joint(Sequential):
             self._start()
             heads = [LinearHead(self.backbone, data.task.label_names) for data in stream]
             texts = [text for data in stream for text in data.texts("train")]
-            ids = self.backbone.encode(texts, self.config.max_length)
+            ids = self._inputs(texts)
             labels = np.concatenate([data.labels("train") for data in stream])
             owners = np.repeat(np.arange(len(stream)), [len(data.train) for data in stream])
             loss = classification_loss(heads, ids, labels, owners)
@@ -459,7 +468,8 @@ class OLoRA(Sequential):
         self.strength = strength
 
     def _attach(self, tasks: int) -> None:
-        self.backbone.attach(self.config.lora_r * tasks, self.config.lora_alpha * tasks)
+        r, alpha = self.config.lora_r * tasks, self.config.lora_alpha * tasks
+        self.backbone.attach(r, alpha, self._first())
 
     def _start(self) -> None:
         self.backbone.reset_lora()  # B zero: the new LoRA starts as nothing
@@ -507,6 +517,8 @@ class FineTuning(Sequential):
     ):
         if backbone.quantize:
             raise SkillStackError(f"{backbone.quantize} weights cannot be trained; quantize=None")
+        if config.first_adapted_layer is not None:
+            raise SkillStackError("full fine-tuning trains all layers: first_adapted_layer=None")
         model = copy.deepcopy(backbone.model)
         model = (model.unload() if hasattr(model, "unload") else model).requires_grad_(True)
         dtype = backbone.dtype

@@ -79,7 +79,7 @@ def _mergeable(stack: SkillStack, names: Sequence[str]) -> list[Frame]:
     for frame in others:
         for what, one, other in (
             ("labels", first.label_names, frame.label_names),
-            ("rank and alpha", first.slot, frame.slot),
+            ("rank, alpha and first adapted layer", first.slot, frame.slot),
             ("targets", first.weights().lora.keys(), frame.weights().lora.keys()),
         ):
             if one != other:
@@ -93,8 +93,9 @@ def _mergeable(stack: SkillStack, names: Sequence[str]) -> list[Frame]:
 def _weighted_adapter(stack, frames, method, density, seed) -> dict[str, Tensor]:
     """Weights of PEFT's merge, each adapter weighted 1/n; the backbone is left as it was."""
     backbone = stack.backbone
-    r, alpha = frames[0].slot
-    backbone.attach(r, r)  # scaling is in the weights: before 0.21 PEFT's svd applies it twice
+    r, alpha, layer = frames[0].slot
+    # The scaling is in the weights: before 0.21 PEFT's svd applies it twice.
+    backbone.attach(r, r, layer)
     model = backbone.model
     adapters = [f"merging_{i}" for i in range(len(frames))]
     with torch.random.fork_rng(), torch.no_grad():
@@ -161,7 +162,7 @@ def int8(stack: SkillStack, names: Iterable[str] | None = None) -> SkillStack:
     float32."""
     changed: dict[str, Frame] = {}
     for frame in _plain(stack, names, merged=True):
-        r, alpha = frame.slot
+        r, alpha, _ = frame.slot
         storage = {"lora_r": r, "lora_alpha": alpha, "format": "int8"}
         if holder := frame.storage.get("shares"):
             lora = changed[holder].weights().lora

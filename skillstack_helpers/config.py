@@ -30,6 +30,9 @@ class TrainingConfig:
     batch_size: int = 8  # texts per optimizer step
     lora_r: int = 8  # rank r of the LoRA update
     lora_alpha: int = 16  # the update is scaled by lora_alpha / lora_r
+    # The first layer that has an adapter: a number from 1, or a fraction of the depth. The frozen
+    # ones below run once per text (trunk.py). None: all layers have one, as published.
+    first_adapted_layer: int | float | None = None
 
     def __post_init__(self):
         check_types(self)
@@ -38,6 +41,12 @@ class TrainingConfig:
             raise SkillStackError(f"max_length must be at least 8 tokens, got {self.max_length}")
         if not 0 <= self.seed < 2**32:
             raise SkillStackError(f"seed must be in 0 .. 2**32 - 1, got {self.seed}")
+        first = self.first_adapted_layer
+        if first is not None and not (0 < first < 1 if isinstance(first, float) else first >= 1):
+            raise SkillStackError(
+                "first_adapted_layer must be a layer from 1 on, or a fraction between 0 and 1, "
+                f"got {first}"
+            )
         if self.lr is not None and not 0 < self.lr < 1:
             raise SkillStackError(f"lr must be above 0 and below 1, got {self.lr}")
 

@@ -88,16 +88,16 @@ class Frame:
 
     def updates(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Per module the scaled update B A as two factors: B alpha / r (out, r) and A (r, in)."""
-        lora, (r, alpha) = self.weights().lora, self.slot
+        lora, (r, alpha, _) = self.weights().lora, self.slot
         modules = [n.removesuffix(".lora_A.weight") for n in lora if n.endswith(".lora_A.weight")]
         scaled = {m: lora[f"{m}.lora_B.weight"] * (alpha / r) for m in modules}
         return {m: (scaled[m], lora[f"{m}.lora_A.weight"]) for m in modules}
 
     @property
-    def slot(self) -> tuple[int, int]:
-        """(r, alpha) of the LoRA slot the adapter fits."""
+    def slot(self) -> tuple[int, int, int | None]:
+        """(r, alpha, first adapted layer) of the LoRA slot the adapter fits."""
         shape = self.storage or self.training
-        return shape["lora_r"], shape["lora_alpha"]
+        return shape["lora_r"], shape["lora_alpha"], self.training.get("first_adapted_layer")
 
     @property
     def nbytes(self) -> int:
@@ -229,13 +229,17 @@ def _write_tensors(frame: Frame, folder: Path, backbone: Backbone) -> None:
     task_type = "SEQ_CLS" if classifies else "CAUSAL_LM" if frame.prompt else "FEATURE_EXTRACTION"
     target = sorted(slot.target_modules)
     if backbone.part:  # the part that sees may have layers of the same names
-        target = rf".*\.{re.escape(backbone.part)}(.*\.)?({'|'.join(target)})"
+        layers = "|".join(map(str, slot.layers_to_transform or ()))
+        where = rf"(.*\.)?{slot.layers_pattern}\.({layers})\." if layers else ""
+        target = rf".*\.{re.escape(backbone.part)}{where}(.*\.)?({'|'.join(target)})"
     config = LoraConfig(
         r=frame.slot[0],
         lora_alpha=frame.slot[1],
         lora_dropout=0.0,
         target_modules=target,
         exclude_modules=slot.exclude_modules,
+        layers_to_transform=None if isinstance(target, str) else slot.layers_to_transform,
+        layers_pattern=None if isinstance(target, str) else slot.layers_pattern,
         fan_in_fan_out=slot.fan_in_fan_out,
         task_type=task_type,
         modules_to_save=["score"] if classifies else None,

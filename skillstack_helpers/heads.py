@@ -101,9 +101,10 @@ class LinearHead(_Head):
 
     def loss(self, data: TaskData, max_length: int) -> tuple[Callable, list[int]]:
         """Mean cross-entropy of training rows, as ``loss(rows)``, and the rows' lengths."""
-        ids = self.backbone.encode(data.texts("train"), max_length)
-        owners = np.zeros(len(ids), dtype=np.int64)
-        return classification_loss([self], ids, data.labels("train"), owners), list(map(len, ids))
+        rows = self.backbone.inputs(data.texts("train"), max_length, together=True)
+        owners = np.zeros(len(rows), dtype=np.int64)
+        loss = classification_loss([self], rows, data.labels("train"), owners)
+        return loss, list(map(len, rows))
 
     @torch.inference_mode()
     def scores(
@@ -113,15 +114,18 @@ class LinearHead(_Head):
         description: str = "evaluate",
     ) -> np.ndarray:
         """Logits under the slot's present adapter, float32 (n, classes), in input order."""
-        ids = self.backbone.encode(texts, max_length)
-        out = np.empty((len(ids), self.layer.out_features), dtype=np.float32)
-        batches = training.eval_batches([len(row) for row in ids])
-        for batch in progress(batches, description, "batch"):
-            out[batch] = self.layer(_features(self.backbone, ids, batch)).cpu().numpy()
-        return _finite(out, self.backbone)
+        rows = self.backbone.inputs(texts, max_length, together=True)
+        out = np.empty((len(rows), self.layer.out_features), dtype=np.float32)
+        above = self.backbone.first_adapted_layer is not None
+        size = training.pass_size(self.backbone.device) if above else training.EVAL_BATCH
+        for batch in progress(
+            training.eval_batches([len(row) for row in rows], size), description, "batch"
+        ):
+            out[batch] = self.layer(_features(self.backbone, rows, batch)).cpu().numpy()
+        return finite(out, self.backbone)
 
 
-def _finite(scores: np.ndarray, backbone: Backbone) -> np.ndarray:
+def finite(scores: np.ndarray, backbone: Backbone) -> np.ndarray:
     """The scores; an error where the model overflowed its precision: their argmax means nothing."""
     if np.isfinite(scores).all():
         return scores
@@ -129,20 +133,21 @@ def _finite(scores: np.ndarray, backbone: Backbone) -> np.ndarray:
     raise SkillStackError(f"{backbone.name}: scores are not finite in {backbone.dtype}{other}")
 
 
-def _features(backbone: Backbone, ids: Sequence[np.ndarray], rows: np.ndarray) -> Tensor:
-    inputs = training.pad([ids[i] for i in rows], backbone.pad_id, backbone.device)
-    return backbone.features(*inputs)  # (rows, hidden)
+def _features(backbone: Backbone, inputs: Sequence, rows: np.ndarray) -> Tensor:
+    padded = training.pad([inputs[i] for i in rows], backbone.pad_id, backbone.device)
+    return backbone.features(*padded)  # (rows, hidden)
 
 
 def classification_loss(
-    heads: Sequence[LinearHead], ids: Sequence[np.ndarray], labels: np.ndarray, owners: np.ndarray
+    heads: Sequence[LinearHead], inputs: Sequence, labels: np.ndarray, owners: np.ndarray
 ) -> Callable[[np.ndarray], Tensor]:
-    """``loss(rows)``: mean cross-entropy, each row under the head (an index, (n,)) that owns it."""
+    """``loss(rows)``: mean cross-entropy, each row under the head (an index, (n,)) that owns it.
+    inputs: of `Backbone.inputs`."""
     backbone = heads[0].backbone
     targets = torch.tensor(labels, dtype=torch.int64, device=backbone.device)
 
     def loss(rows: np.ndarray) -> Tensor:
-        features = _features(backbone, ids, rows)
+        features = _features(backbone, inputs, rows)
         present, mine = np.unique(owners[rows]), targets[torch.from_numpy(rows)]
         if len(present) == 1:
             scores = heads[present[0]].layer(features)
@@ -240,11 +245,16 @@ class PromptHead(_Head):
         words = [self.answer_ids(label) for label in data.task.label_names]
         answers = [words[label] for label in data.labels("train")]
         whole = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
+        inputs = backbone.states(whole, backbone.first_adapted_layer, together=True)
         output = backbone.causal_lm.get_output_embeddings()
 
         def loss(rows: np.ndarray) -> Tensor:
             ids, mask = training.pad([whole[i] for i in rows], backbone.pad_id, backbone.device)
-            hidden = backbone.last_hidden(ids, mask)
+            if inputs[0] is whole[0]:
+                hidden = backbone.last_hidden(ids, mask)
+            else:
+                states = [inputs[i] for i in rows]
+                hidden = backbone.last_hidden(*training.pad(states, 0, backbone.device))
             at = [
                 (k, len(prompts[i]) - 1 + t)
                 for k, i in enumerate(rows)
@@ -299,7 +309,7 @@ class PromptHead(_Head):
                 later = following.gather(2, rest)[..., 0].sum(1)
                 out[batch, k] = (first[:, word[0]] + later).cpu().numpy()
                 cache.crop(1 - len(word))  # forget the word again
-        return _finite(out, self.backbone)
+        return finite(out, self.backbone)
 
 
 def left_pad(ids: Sequence[np.ndarray], pad_id: int, device: str) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import copy
 import json
 import shutil
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -18,8 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
-from . import sharing
+from . import sharing, training
 from .backbones import Backbone
 from .config import TrainingConfig
 from .errors import SkillStackError, checked_texts, did_you_mean
@@ -35,11 +38,13 @@ from .frames import (
     weights_digest,
     write_frame,
 )
-from .heads import Evaluation, LinearHead, PromptHead
+from .heads import Evaluation, LinearHead, PromptHead, finite
+from .progress import progress
 from .tasks import TaskData
 from .training import recipe, seeded
 
 PRECISION = ("dtype", "quantization")  # of a backbone's identity
+PACKED_BYTES = 256 << 20  # of adapters that are kept ready to answer
 
 
 class Prediction(NamedTuple):
@@ -70,6 +75,7 @@ class SkillStack:
         self.decisions: list[dict] = []
         # Of the saved stack, where the backbone has another: {"dtype", "quantization"}.
         self._precision: dict[str, str | None] = {}
+        self._packed: OrderedDict[tuple[Frame, int], Tensor] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -129,7 +135,8 @@ class SkillStack:
         labels = data.task.label_names
         if prompt is not None:
             head = PromptHead(backbone, labels, prompt)
-        self._use_slot(config.lora_r, config.lora_alpha)
+        first = backbone.layer_number(config.first_adapted_layer)
+        self._use_slot(config.lora_r, config.lora_alpha, first)
         with seeded(config.seed, len(self.frames)) as rng:
             if parent is None:
                 backbone.reset_lora()
@@ -144,7 +151,7 @@ class SkillStack:
         rows = {"source": data.source, "fingerprint": data.fingerprint}
         rows |= {"train_fingerprint": data.train_fingerprint} | dict(data.budget)
         rows["template"] = data.task.template
-        trained = recipe(config, backbone.hidden_size, backbone.max_positions)
+        trained = recipe(config, backbone)
         if self._precision:
             trained |= {"dtype": backbone.dtype, "quantization": backbone.quantize}
         measured = {"accuracy": evaluated.accuracy, "n": len(evaluated.labels)}
@@ -168,32 +175,53 @@ class SkillStack:
         self.frames.append(frame)
         return frame
 
-    def _use_slot(self, r: int, alpha: int) -> None:
-        shapes = {f.slot for f in self.frames}
-        if shapes and shapes != {(r, alpha)}:
+    def _use_slot(self, *shape: int | None) -> None:
+        """Give the backbone the slot of that shape: (r, alpha, first adapted layer)."""
+        ours = self.frames[-1].slot if self.frames else shape
+        if ours != shape:
             raise SkillStackError(
-                f"a chain keeps one LoRA shape: this stack has (r, alpha) {shapes.pop()}, "
-                f"the config asks for {(r, alpha)}"
+                "a chain keeps one LoRA shape: this stack has (r, alpha, first adapted layer) "
+                f"{ours}, the config asks for {shape}"
             )
-        self.backbone.attach(r, alpha)
+        self.backbone.attach(*shape)
+
+    @property
+    def first_adapted_layer(self) -> int | None:
+        """The layer from which on the frames differ; what lies below is the same for all, and runs
+        once per text. None: they differ in all layers."""
+        return self.frames[0].slot[2] if self.frames else None
 
     # ------------------------------------------------------------------ answering
 
     def activate(self, frame: str, head: str | None = None) -> LinearHead | PromptHead:
         """Copy a frame's adapter into the backbone's slot; returns its head, or that of `head`."""
         adapter, holder = self[frame], self[head or frame]
-        weights = adapter.weights()
         self.backbone.attach(*adapter.slot)
-        self.backbone.write_lora(weights.lora, str(adapter.folder or adapter.name))
+        self.backbone.write_lora(adapter.weights().lora, str(adapter.folder or adapter.name))
         if holder.prompt is not None:
             return PromptHead(self.backbone, holder.label_names, holder.prompt)
-        tensors = (weights if holder is adapter else holder.weights()).head
+        return self._head(holder)
+
+    def _head(self, holder: Frame) -> LinearHead:
+        tensors = holder.weights().head
         if tensors["weight"].shape[1] != self.backbone.hidden_size:
             raise SkillStackError(
                 f"{holder.folder or holder.name}: the head reads {tensors['weight'].shape[1]} "
                 f"features, the backbone gives {self.backbone.hidden_size}"
             )
         return LinearHead(self.backbone, holder.label_names, tensors)
+
+    def _packed_adapter(self, frame: Frame, rank: int) -> Tensor:
+        """A frame's adapter as `Backbone.adapters` takes it; those asked last are kept."""
+        kept = self._packed
+        if (frame, rank) not in kept:
+            where = str(frame.folder or frame.name)
+            adapter = self.backbone.pack(frame.weights().lora, frame.slot, rank, where)
+            while kept and sum(a.nbytes for a in kept.values()) + adapter.nbytes > PACKED_BYTES:
+                kept.popitem(last=False)
+            kept[frame, rank] = adapter
+        kept.move_to_end((frame, rank))
+        return kept[frame, rank]
 
     def predict(
         self,
@@ -208,21 +236,56 @@ class SkillStack:
         texts = checked_texts(texts)
         frames = self._answering(frame, texts)
         heads = frames if head is None else self._answering(head, texts)
-        asked = list(dict.fromkeys(zip(frames, heads, strict=True)))
-        width = max((len(self[name].label_names) for _, name in asked), default=0)
-        labels = np.zeros(len(texts), dtype=np.int64)
-        probabilities = np.zeros((len(texts), width), dtype=np.float32)
-        label_names = np.empty(len(texts), dtype=object)
-        for adapter, holder in asked:
-            rows = np.flatnonzero((frames == adapter) & (heads == holder))
-            length = self[adapter].training["max_length"]
-            under = self.activate(adapter, holder)
-            scores = under.scores([texts[i] for i in rows], length, f"ask {adapter}")
-            softmax = np.exp(scores - scores.max(1, keepdims=True))
-            probabilities[rows, : scores.shape[1]] = softmax / softmax.sum(1, keepdims=True)
-            labels[rows] = scores.argmax(1)
-            label_names[rows] = [under.label_names[i] for i in labels[rows]]
-        return Prediction(labels, probabilities, label_names)
+        asked = {name: self[name] for name in dict.fromkeys([*frames, *heads])}
+        width = max((len(asked[name].label_names) for name in heads), default=0)
+        scores = np.full((len(texts), width), -np.inf, dtype=np.float32)
+        writes = np.array([asked[name].prompt is not None for name in heads], dtype=bool)
+        if (~writes).any():
+            self._classify(texts, frames, heads, np.flatnonzero(~writes), asked, scores)
+        for pair in dict.fromkeys(zip(frames[writes], heads[writes], strict=True)):
+            rows = np.flatnonzero((frames == pair[0]) & (heads == pair[1]))
+            under, length = self.activate(*pair), asked[pair[0]].training["max_length"]
+            own = under.scores([texts[i] for i in rows], length, f"ask {pair[0]}")
+            scores[rows, : own.shape[1]] = own
+        labels = scores.argmax(1) if width else np.zeros(len(texts), dtype=np.int64)
+        probabilities = np.exp(scores - scores.max(1, keepdims=True, initial=-np.inf))
+        probabilities /= probabilities.sum(1, keepdims=True)
+        names = [asked[name].label_names[k] for name, k in zip(heads, labels, strict=True)]
+        return Prediction(labels, probabilities, np.array(names, dtype=object))
+
+    @torch.inference_mode()
+    def _classify(self, texts, frames, heads, rows, asked, scores) -> None:
+        """Fill in the logits, (n, classes), of these rows: batches of similar length, whatever
+        frames their rows ask."""
+        backbone, first = self.backbone, self.first_adapted_layer
+        lengths = np.array([asked[name].training["max_length"] for name in frames])
+        inputs = [None] * len(texts)
+        for length in np.unique(lengths[rows]):
+            here = rows[lengths[rows] == length]
+            encoded = backbone.encode([texts[i] for i in here], int(length))
+            for i, one in zip(here, backbone.states(encoded, first), strict=True):
+                inputs[i] = one
+        rank = max(asked[name].slot[0] for name in frames[rows])
+        groups = [rows]
+        if not backbone.mixes:
+            groups = [rows[frames[rows] == name] for name in dict.fromkeys(frames[rows])]
+        size, batches = training.pass_size(backbone.device), []
+        for group in groups:
+            parts = training.eval_batches([len(inputs[i]) for i in group], size)
+            batches += [group[part] for part in parts]
+        under = {name: self._head(asked[name]) for name in dict.fromkeys(heads[rows])}
+        with backbone.without_adapter():
+            for batch in progress(batches, "ask", "batch"):
+                names = list(dict.fromkeys(frames[batch]))
+                packed = [self._packed_adapter(asked[name], rank) for name in names]
+                owners = torch.tensor([names.index(name) for name in frames[batch]])
+                lora = backbone.adapters(packed, owners, rank)
+                padded = training.pad([inputs[i] for i in batch], backbone.pad_id, backbone.device)
+                features = backbone.features(*padded, lora)
+                for name in dict.fromkeys(heads[batch]):
+                    mine = np.flatnonzero(heads[batch] == name)
+                    logits = under[name].layer(features[torch.from_numpy(mine)]).cpu().numpy()
+                    scores[batch[mine], : logits.shape[1]] = finite(logits, backbone)
 
     def answer(self, texts: Sequence[str], router) -> pd.DataFrame:
         """Route each text to a frame and let it, or the one that substitutes for it, answer.

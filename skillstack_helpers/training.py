@@ -34,12 +34,16 @@ def peak_lr(config: TrainingConfig, hidden_size: int) -> float:
     return config.lr or default_lr(hidden_size)
 
 
-def recipe(config: TrainingConfig, hidden_size: int, max_positions: int) -> dict:
-    """What a frame was trained with, as it is noted and compared: the training fields alone, the
-    learning rate resolved, texts no longer than the model has positions for."""
+def recipe(config: TrainingConfig, backbone) -> dict:
+    """What a frame on that `Backbone` is trained with, as it is noted and compared: the training
+    fields alone, the learning rate resolved, texts no longer than the model has positions for, the
+    first adapted layer a number."""
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainingConfig)}
-    length = min(config.max_length, max_positions)
-    return fields | {"lr": peak_lr(config, hidden_size), "max_length": length}
+    return fields | {
+        "lr": peak_lr(config, backbone.hidden_size),
+        "max_length": min(config.max_length, backbone.max_positions),
+        "first_adapted_layer": backbone.layer_number(config.first_adapted_layer),
+    }
 
 
 @contextlib.contextmanager
@@ -150,15 +154,28 @@ def train_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def pass_size(device: str) -> int:
+    """Texts per forward pass where no committed logits depend on it: on the CPU batches of 64
+    texts no longer fit the caches and take up to 1.4 times as long (benchmarks/)."""
+    return 16 if device == "cpu" else EVAL_BATCH
+
+
 def eval_batches(lengths: Sequence[int], size: int = EVAL_BATCH) -> list[np.ndarray]:
     """All rows sorted by length, longest first (memory runs out at once or never)."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def pad(ids: Sequence[np.ndarray], pad_id: int, device: str) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and mask, int64 (batch, longest of this batch)."""
+def pad(
+    ids: Sequence[np.ndarray] | Sequence[Tensor], pad_id: int, device: str
+) -> tuple[Tensor, Tensor]:
+    """Right-padded ids and mask, int64 (batch, longest of this batch); of states (length, hidden)
+    a tensor (batch, longest, hidden), padded with zeros."""
     width = max(len(row) for row in ids)
+    if isinstance(ids[0], Tensor):
+        mask = torch.arange(width) < torch.tensor([[len(row)] for row in ids])
+        padded = torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
+        return padded.to(device), mask.to(device, torch.int64)
     padded = np.full((len(ids), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(ids), width), dtype=np.int64)
     for i, row in enumerate(ids):

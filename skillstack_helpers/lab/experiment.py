@@ -66,7 +66,7 @@ def find_stack(
 
     Routing and evaluation rows may be others: frames have not seen them.
     """
-    wanted = recipe(config, backbone.hidden_size, backbone.max_positions)
+    wanted = recipe(config, backbone)
 
     def is_this(frame: Frame, data: TaskData) -> bool:
         same = all(frame.training.get(name) == value for name, value in wanted.items())
