@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 
 from .errors import SkillStackError
 from .frames import Frame, weights_digest
-from .progress import progress
 from .stack import SkillStack
 from .tasks import TaskData
 
@@ -65,14 +64,14 @@ class Answers:
         positions, or a mask of the texts.
         """
         rows = self._rows(rows)
-        result = np.zeros(len(rows), dtype=bool)
-        for frame, mine in _by_frame(stack, names, len(rows)):
-            truth = self.labels[rows[mine]]
-            if not label_ids:
-                own = {label: i for i, label in enumerate(frame.label_names)}
-                truth = np.array([own.get(name, -1) for name in self.label_names[rows[mine]]])
-            asked = mine[truth >= 0]
-            result[asked] = self._ask(stack, frame, rows[asked]) == truth[truth >= 0]
+        frames = _frames(stack, names, len(rows))
+        truth = self.labels[rows]
+        if not label_ids:
+            own = {f: {label: i for i, label in enumerate(f.label_names)} for f in set(frames)}
+            known = zip(frames, self.label_names[rows], strict=True)
+            truth = np.array([own[frame].get(name, -1) for frame, name in known], dtype=np.int64)
+        result, asked = np.zeros(len(rows), dtype=bool), truth >= 0
+        result[asked] = self._ask(stack, frames[asked], rows[asked]) == truth[asked]
         return result
 
     def accuracy(self, right: np.ndarray, rows: ArrayLike | None = None) -> pd.Series:
@@ -84,9 +83,9 @@ class Answers:
         """Every text routed and answered: task, truth (label name), frame (the router's choice),
         score, depth, fallback, answer (label name)."""
         routes = router.route(self.texts)
-        answer = np.empty(len(self.texts), dtype=object)
-        for frame, mine in _by_frame(stack, routes["frame"], len(routes)):
-            answer[mine] = np.array(frame.label_names, dtype=object)[self._ask(stack, frame, mine)]
+        frames = _frames(stack, routes["frame"], len(routes))
+        labels = self._ask(stack, frames, self._rows(None))
+        answer = [frame.label_names[label] for frame, label in zip(frames, labels, strict=True)]
         where = {"task": self.tasks, "truth": self.label_names}
         return pd.DataFrame(where | dict(routes) | {"answer": answer})
 
@@ -107,25 +106,33 @@ class Answers:
             self._frames[frame] = (weights_digest(frame), *how)
         return self._known.setdefault(self._frames[frame], np.full(len(self.texts), -1))
 
-    def _ask(self, stack: SkillStack, frame: Frame, rows: np.ndarray) -> np.ndarray:
-        known = self._answers_of(frame)
-        new = rows[known[rows] < 0]
-        if len(new):
-            known[new] = stack.predict([self.texts[i] for i in new], frame.name).labels
-        return known[rows]
+    def _ask(self, stack: SkillStack, frames: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Label ids that frames (n,) answer to the texts at rows (n,); all that is not known is
+        asked at once."""
+        known = {frame: self._answers_of(frame) for frame in dict.fromkeys(frames)}
+        new = [(f, i) for f, i in zip(frames, rows, strict=True) if known[f][i] < 0]
+        if new := list(dict.fromkeys(new)):
+            texts, names = [self.texts[i] for _, i in new], [frame.name for frame, _ in new]
+            for (frame, i), label in zip(new, stack.predict(texts, names).labels, strict=True):
+                known[frame][i] = label
+        return np.array([known[f][i] for f, i in zip(frames, rows, strict=True)], dtype=np.int64)
 
 
-def _by_frame(stack: SkillStack, names, n: int) -> Iterator[tuple[Frame, np.ndarray]]:
-    """The frames asked, in order of appearance, each with the positions it is asked at."""
-    names = np.array([names] * n if isinstance(names, str) else names, dtype=object)
-    if names.shape != (n,):
+def _frames(stack: SkillStack, names, n: int) -> np.ndarray:
+    """The frame that each of n texts asks, object (n,)."""
+    names = [names] * n if isinstance(names, str) else list(names)
+    if len(names) != n:
         raise SkillStackError(f"{n} texts but {len(names)} frame names")
-    for name in dict.fromkeys(names):
-        yield stack[name], np.flatnonzero(names == name)
+    frames = {name: stack[name] for name in dict.fromkeys(names)}
+    found = np.empty(n, dtype=object)
+    found[:] = [frames[name] for name in names]
+    return found
 
 
 def transfer(stack: SkillStack, answers: Answers, names: Sequence[str]) -> pd.DataFrame:
     """Accuracy of every named frame (rows) on the texts of every named task (columns)."""
-    rows, bar = np.isin(answers.tasks, list(names)), progress(names, "transfer", "frame")
-    table = {name: answers.accuracy(answers.right(stack, name, rows), rows) for name in bar}
+    rows = np.flatnonzero(np.isin(answers.tasks, list(names)))
+    asked = np.repeat(np.array(names, dtype=object), len(rows))
+    right = answers.right(stack, asked, np.tile(rows, len(names))).reshape(len(names), len(rows))
+    table = {n: answers.accuracy(one, rows) for n, one in zip(names, right, strict=True)}
     return pd.DataFrame(table).T.reindex(columns=list(names))

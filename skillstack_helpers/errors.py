@@ -13,6 +13,11 @@ class SkillStackError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says first, or what it is called."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` (did you mean ...?)`` or `` (known: ...)``, for error messages about unknown names."""
     known = list(known)

@@ -34,6 +34,12 @@ def explain(error: OSError) -> str:
     return "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
 
 
+def unreadable(path: Path, error: OSError) -> SkillStackError:
+    """The error to raise about a file that cannot be read."""
+    reason = "is missing" if isinstance(error, FileNotFoundError) else explain(error)
+    return SkillStackError(f"{path} {reason}")
+
+
 def sync(path: Path) -> None:
     """Make sure a file or folder has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -68,8 +74,7 @@ def file_sha256(path: Path) -> str:
             while block := stream.read(1 << 20):
                 total.update(block)
     except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else explain(error)
-        raise SkillStackError(f"{path} {reason}") from None
+        raise unreadable(path, error) from None
     return total.hexdigest()
 
 

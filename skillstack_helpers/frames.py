@@ -3,6 +3,9 @@
 ``frame.json`` names the SHA-256 of the files beside it; adapter and head are safetensors, for
 frames as they were trained a standard PEFT folder. Nothing outside a frame's folder is read but
 the adapter that it shares with another frame of the stack (compression.py).
+
+What is on disk is read when it is asked for: frame.json once (`ListedFrame`), the weights as often
+as they are not among the `RESIDENT` bytes of weights used last, which are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, NoneType
@@ -26,12 +30,13 @@ from torch import Tensor
 
 from .backbones import Backbone
 from .errors import SkillStackError
-from .files import digest, file_sha256, read_json, sync
+from .files import digest, file_sha256, read_json, sync, unreadable
 
 SCHEMA = 1
 ADAPTER, HEAD = "adapter_model.safetensors", "head.safetensors"
 PACKED = "packed.safetensors"  # an adapter that plain PEFT cannot read, see compression.py
 NAME = re.compile(r"[a-z0-9_-]{1,64}")
+RESIDENT = 1 << 28  # bytes of weights read from disk that are kept, over all stacks of the process
 _BARE = "base_model.model."  # PEFT's prefix of adapter names on a bare AutoModel
 _SCORE = _BARE + "score.weight"  # where plain PEFT expects a decoder's head
 # What frame.json says of a frame, in this order, beside the hashes.
@@ -62,7 +67,7 @@ class Weights(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One learned skill, immutable; made by `SkillStack.grow`. `weights()` reads from disk if the
-    frame was loaded."""
+    frame was loaded, unless it was asked lately."""
 
     name: str
     task: str
@@ -79,12 +84,14 @@ class Frame:
     prompt: str | None = None  # of a frame that writes its answers; else it has a head
     sha256: Mapping = field(default_factory=dict)  # file name -> digest, once saved
     folder: Path | None = None
+    listed: str | None = None  # SHA-256 of its frame.json, once saved
     _weights: Weights | None = field(default=None, repr=False)
     _packed: Mapping[str, Tensor] = field(default_factory=dict, repr=False)  # as PACKED has it
 
     def weights(self) -> Weights:
-        """Adapter and head; raises `SkillStackError` if a file is not what was saved."""
-        return self._weights if self._weights is not None else _read_weights(self)
+        """Adapter and head, not to be written into; raises `SkillStackError` if a file is not what
+        was saved. Files are checked whenever they are read."""
+        return self._weights if self._weights is not None else _resident_weights(self)
 
     def updates(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Per module the scaled update B A as two factors: B alpha / r (out, r) and A (r, in)."""
@@ -103,6 +110,9 @@ class Frame:
     def nbytes(self) -> int:
         """Bytes of adapter and head as stored; what is read from another frame's folder counts
         there."""
+        if self._weights is None:  # nothing is read for it
+            files = [self.folder / file for file in self.sha256 if file.endswith(".safetensors")]
+            return sum(map(_tensor_bytes, files))
         tensors = [*self.weights().head.values(), *self._own_adapter().values()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -121,6 +131,7 @@ class Frame:
             storage=MappingProxyType(dict(storage)),
             sha256={},
             folder=None,
+            listed=None,
             _weights=Weights(MappingProxyType(dict(lora)), self.weights().head),
             _packed=MappingProxyType(stored),
         )
@@ -130,7 +141,8 @@ class Frame:
         if "format" not in self.storage:
             return {} if self.storage.get("shares") else self.weights().lora
         if self._weights is None:
-            return _load_tensors(self.folder / PACKED) if PACKED in self.sha256 else {}
+            own = self.sha256.get(PACKED)
+            return _load_tensors(self.folder / PACKED, own) if own else {}
         return self._packed
 
     def facts(self) -> dict:
@@ -143,13 +155,25 @@ class Frame:
     def verify(self) -> None:
         """Raise `SkillStackError` unless every file beside frame.json is what was saved."""
         for name, expected in self.sha256.items():
-            if Path(name).name != name:
-                raise SkillStackError(
-                    f"{self.folder / 'frame.json'} lists a file outside: {name!r}"
-                )
             path = self.folder / name  # may be a link, as in the hub's snapshots: the bytes count
             if file_sha256(path) != expected:
                 raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
+
+
+class ListedFrame(Frame):
+    """A frame that a stack on disk lists: name, folder and hash. `read` is called, and gives the
+    frame that this one is from then on, when anything else of it is asked for."""
+
+    def __init__(self, folder: Path, listed: str, read: Callable[[], Frame]):
+        vars(self).update(name=folder.name, folder=folder, listed=listed, read=read)
+
+    def __getattribute__(self, key: str):
+        if key not in ("name", "folder", "listed", "__dict__", "__class__"):
+            there = vars(self)
+            there.update(vars(there["read"]()))
+            del there["read"]
+            object.__setattr__(self, "__class__", Frame)
+        return object.__getattribute__(self, key)
 
 
 def inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
@@ -165,6 +189,11 @@ def weights_digest(frame: Frame) -> str:
         for name in sorted(part):
             total.update(name.encode() + digest(part[name].numpy()).encode())
     return total.hexdigest()
+
+
+def in_memory(frame: Frame) -> bool:
+    """Whether its weights need not be read from disk."""
+    return frame._weights is not None or frame in _resident
 
 
 def check_frame_name(name) -> str:
@@ -184,11 +213,10 @@ def write_frame(frame: Frame, folder: Path, backbone: Backbone) -> Frame:
     """
     if folder.exists():
         saved = read_frame(folder)
-        if frame.sha256 and dict(saved.sha256) == dict(frame.sha256):
-            return frame
-        if weights_digest(saved) != weights_digest(frame):
+        same = frame.sha256 and dict(saved.sha256) == dict(frame.sha256)
+        if not same and weights_digest(saved) != weights_digest(frame):
             raise SkillStackError(f"{folder} holds another frame; frames are never overwritten")
-        return dataclasses.replace(frame, sha256=saved.sha256, folder=folder)
+        return _saved(frame, folder, saved.sha256, saved.listed)
     aside = Path(tempfile.mkdtemp(prefix=f".tmp-{frame.name}-", dir=folder.parent))
     try:
         _write_tensors(frame, aside, backbone)
@@ -198,13 +226,23 @@ def write_frame(frame: Frame, folder: Path, backbone: Backbone) -> Frame:
         for path in aside.iterdir():
             sync(path)
         sync(aside)
+        listed = file_sha256(aside / "frame.json")
         os.chmod(aside, 0o755)  # mkdtemp makes it private
         os.rename(aside, folder)
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return dataclasses.replace(frame, sha256=digests, folder=folder)
+    return _saved(frame, folder, digests, listed)
+
+
+def _saved(frame: Frame, folder: Path, sha256: Mapping[str, str], listed: str) -> Frame:
+    """The frame as it is on disk: its weights may be let go."""
+    where = {"folder": folder, "sha256": sha256, "listed": listed}
+    saved = dataclasses.replace(frame, **where, _weights=None, _packed={})
+    if frame._weights is not None:
+        _keep(saved, frame._weights)
+    return saved
 
 
 def _write_tensors(frame: Frame, folder: Path, backbone: Backbone) -> None:
@@ -295,19 +333,59 @@ def read_frame(folder: Path) -> Frame:
     needed = HEAD if "format" in storage or storage.get("shares") else ADAPTER
     if needed not in fields["sha256"]:
         raise SkillStackError(f"{path}: sha256 does not list {needed}")
+    for name in fields["sha256"]:
+        if Path(name).name != name:
+            raise SkillStackError(f"{path} lists a file outside: {name!r}")
     known = {key: fields[key] for key in (*_FACTS, *_MORE_FACTS, "sha256") if key in fields}
     frozen = {k: MappingProxyType(v) if isinstance(v, dict) else v for k, v in known.items()}
     frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in frozen.items()}
-    return Frame(**frozen, folder=folder)
+    return Frame(**frozen, folder=folder, listed=file_sha256(path))
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def _tensor_bytes(path: Path) -> int:
+    """Bytes of the tensors in a safetensors file: all but the header and its length."""
     try:
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise SkillStackError(f"{path} is missing") from None
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        with path.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+            return os.fstat(stream.fileno()).st_size - 8 - header
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors of a file with this digest, in memory of their own: were the file mapped, who
+    writes into it would change a frame in use, and who cuts it would end the process."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
+    try:
+        return safetensors.torch.load(content)
+    except (ValueError, safetensors.SafetensorError) as error:
         raise SkillStackError(f"{path} is not readable safetensors: {error}") from None
+
+
+_resident: weakref.WeakKeyDictionary[Frame, tuple[Weights, int]] = weakref.WeakKeyDictionary()
+
+
+def _resident_weights(frame: Frame) -> Weights:
+    """The weights of a frame on disk; read, if they are not at hand."""
+    if frame not in _resident:
+        return _keep(frame, _read_weights(frame))
+    _resident[frame] = _resident.pop(frame)  # behind all others
+    return _resident[frame][0]
+
+
+def _keep(frame: Frame, weights: Weights) -> Weights:
+    """Have the weights of a frame on disk at hand; those asked least recently are let go, so that
+    all together stay within `RESIDENT` bytes."""
+    _resident[frame] = weights, sum(t.nbytes for part in weights for t in part.values())
+    total = sum(size for _, size in _resident.values())
+    while total > RESIDENT:
+        total -= _resident.pop(next(iter(_resident)))[1]
+    return weights
 
 
 def _read_weights(frame: Frame) -> Weights:
@@ -315,18 +393,19 @@ def _read_weights(frame: Frame) -> Weights:
     file = ADAPTER if plain else PACKED
     tensors, path = {}, frame.folder / HEAD
     if storage.get("shares"):
-        tensors = _load_tensors(frame.folder.parent / storage["shares"] / file)
+        holder = read_frame(frame.folder.parent / storage["shares"])
+        tensors = _load_tensors(holder.folder / file, holder.sha256.get(file))
         tensors.pop(_SCORE, None)  # the head of the frame that is read from
     if file in frame.sha256:
         path = frame.folder / file
-        tensors |= _load_tensors(path)
+        tensors |= _load_tensors(path, frame.sha256[file])
     if _SCORE in tensors:
         head = {"weight": tensors.pop(_SCORE)}
     elif frame.prompt is not None:
         head = {}
     else:
         path = frame.folder / HEAD
-        head = _load_tensors(path)
+        head = _load_tensors(path, frame.sha256.get(HEAD))
     shape = head["weight"].shape if "weight" in head else None
     fits = shape is not None and len(shape) == 2 and shape[0] == len(frame.label_names)
     if not fits and frame.prompt is None:

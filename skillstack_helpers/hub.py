@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
-from .errors import SkillStackError
+from .errors import SkillStackError, first_line
 from .files import cache_dir, hub_reachable, write_atomic
 from .progress import progress
 
@@ -42,7 +42,7 @@ def hub_rows(
     except SkillStackError:
         raise
     except Exception as error:  # datasets and pyarrow raise anything from OSError on
-        reason = offline or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = offline or first_line(error)
         raise SkillStackError(
             f"cannot load {path} from the Hugging Face hub ({reason}); without a network "
             "set data_dir or SKILLSTACK_DATA, or use an embedded preset such as mini4"

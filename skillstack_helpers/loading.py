@@ -13,7 +13,7 @@ import torch
 
 from . import packaged
 from .backbones import VOCABULARY, Backbone, folder_revision, tokenizer_files, weight_files
-from .errors import SkillStackError, did_you_mean
+from .errors import SkillStackError, did_you_mean, first_line
 from .files import hub_reachable, read_json
 from .hardware import DTYPES, checkpoint_layers, pick_device, place, suitable_dtype
 
@@ -185,7 +185,7 @@ def _check_files(folder: Path) -> None:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            cut = f"{file} is cut short or damaged ({_first_line(error)})"
+            cut = f"{file} is cut short or damaged ({first_line(error)})"
             raise SkillStackError(f"{cut}: download it again") from None
     lacks = [folder / "tokenizer.json"]
     if any(file.match(part) for file in tokenizer for part in ("tokenizer.json", *VOCABULARY)):
@@ -264,7 +264,7 @@ def _read_config(name: str, folder: Path):
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # each config checks itself in its own way
-        raise SkillStackError(f"{folder / 'config.json'}: {_first_line(error)}") from None
+        raise SkillStackError(f"{folder / 'config.json'}: {first_line(error)}") from None
     return config.get_text_config(), _kind(config, name)
 
 
@@ -375,7 +375,7 @@ def _explain(name: str, error: Exception, offline: str | None = None) -> str:
     elif status in (401, 404):
         reason = f"{page} is not there, or is private and not for your token"
     else:
-        reason = f"the hub answers {status} {said}".strip() if status else _first_line(error)
+        reason = f"the hub answers {status} {said}".strip() if status else first_line(error)
     meant = "" if "/" in name else did_you_mean(name, packaged.NAMES)
     return f"cannot load model {name!r}{meant}: {reason}"
 
@@ -390,7 +390,3 @@ def _answer(error: BaseException | None) -> tuple[int, str, str]:
             return response.status_code, code, said
         error = error.__cause__ or error.__context__
     return 0, "", ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

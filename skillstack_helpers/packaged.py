@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import SkillStackError
+from .errors import SkillStackError, first_line
 from .files import cache_dir, explain, file_sha256, package_dir, pip_download
 from .progress import progress
 
@@ -146,8 +146,7 @@ def _converted(source: Path, aside: Path) -> Path:
     try:
         loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     except (ImportError, ValueError) as error:  # gguf is missing, or transformers is too old
-        line = str(error).strip().partition("\n")[0]
-        raise SkillStackError(f"{source.name} cannot be converted: {line}") from None
+        raise SkillStackError(f"{source.name} cannot be converted: {first_line(error)}") from None
     clean = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(clean))
     model.load_state_dict(loaded.state_dict())

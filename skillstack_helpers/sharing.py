@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .backbones import Backbone
-from .errors import SkillStackError
+from .errors import SkillStackError, first_line
 from .files import file_sha256, hub_reachable, read_json
 from .frames import ADAPTER, NAME, Frame
 from .tasks import TASKS
@@ -50,7 +50,7 @@ def upload(stack, repo_id: str, private: bool | None = None, token: str | None =
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise SkillStackError(_first_line(error)) from None
+        raise SkillStackError(first_line(error)) from None
     if not stack.frames:
         raise SkillStackError("the stack has no frames yet: grow one before it is shared")
     stack.verify()
@@ -199,7 +199,7 @@ def _why(error: Exception, token: str | None) -> str:
     from huggingface_hub import get_token
     from huggingface_hub.constants import ENDPOINT
 
-    said = getattr(error, "server_message", None) or _first_line(error)
+    said = getattr(error, "server_message", None) or first_line(error)
     for secret in filter(None, (token, get_token())):
         said = said.replace(secret.strip(), "***")
     remedies = {
@@ -209,10 +209,6 @@ def _why(error: Exception, token: str | None) -> str:
     }
     status = getattr(getattr(error, "response", None), "status_code", None)
     return f"{remedies[status]} ({said})" if status in remedies else said
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # ---------------------------------------------------------------------- the card

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -26,13 +28,15 @@ from . import sharing, training
 from .backbones import Backbone
 from .config import TrainingConfig
 from .errors import SkillStackError, checked_texts, did_you_mean
-from .files import digest, explain, file_sha256, versions, write_atomic
+from .files import digest, explain, versions, write_atomic
 from .frames import (
     NAME,
     SCHEMA,
     Frame,
+    ListedFrame,
     Weights,
     check_frame_name,
+    in_memory,
     read_frame,
     read_schema,
     weights_digest,
@@ -45,6 +49,7 @@ from .training import recipe, seeded
 
 PRECISION = ("dtype", "quantization")  # of a backbone's identity
 PACKED_BYTES = 256 << 20  # of adapters that are kept ready to answer
+AT_A_TIME = 1024  # texts that are routed and answered together
 
 
 class Prediction(NamedTuple):
@@ -73,6 +78,7 @@ class SkillStack:
         # and what was decided on which evidence; both written by compression.py.
         self.dropped: dict[str, dict] = {}
         self.decisions: list[dict] = []
+        self._places: dict[str, int] = {}  # of the frames, as far as known, see `_find`
         # Of the saved stack, where the backbone has another: {"dtype", "quantization"}.
         self._precision: dict[str, str | None] = {}
         self._packed: OrderedDict[tuple[Frame, int], Tensor] = OrderedDict()
@@ -81,16 +87,22 @@ class SkillStack:
         return len(self.frames)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.dropped or any(frame.name == name for frame in self.frames)
+        return name in self.dropped or self._find(name) is not None
 
     def __getitem__(self, name: str) -> Frame:
         """The frame of that name, or the one that answers for it if it was dropped."""
-        answering = follow(self.dropped, name, "to")
-        for frame in self.frames:
-            if frame.name == answering:
-                return frame
+        if frame := self._find(follow(self.dropped, name, "to")):
+            return frame
         names = [frame.name for frame in self.frames] + list(self.dropped)
         raise SkillStackError(f"unknown frame {name!r}{did_you_mean(str(name), names)}")
+
+    def _find(self, name: str | None) -> Frame | None:
+        """The frame of that name; `frames` is a plain list, so a place is looked up and checked."""
+        place = self._places.get(name)
+        if place is None or [f.name for f in self.frames[place : place + 1]] != [name]:
+            self._places = {frame.name: i for i, frame in enumerate(self.frames)}
+            place = self._places.get(name)
+        return None if place is None else self.frames[place]
 
     def copy(self, frames: Sequence[Frame] | None = None) -> SkillStack:
         """A stack of its own on the same backbone and frames (or `frames`), which never change."""
@@ -293,6 +305,13 @@ class SkillStack:
         Columns: frame, label, label_name, probability, router_score, depth, fallback.
         """
         texts = checked_texts(texts)
+        # In parts whose states are surely still there when the frames are asked, if the router has
+        # run the trunk.
+        starts = progress(range(0, max(len(texts), 1), AT_A_TIME), "answer", "part")
+        parts = [self._answer(texts[start : start + AT_A_TIME], router) for start in starts]
+        return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+
+    def _answer(self, texts: list[str], router) -> pd.DataFrame:
         routes = router.route(texts)
         prediction = self.predict(texts, list(routes["frame"]))
         return pd.DataFrame(
@@ -345,30 +364,33 @@ class SkillStack:
         holds another stack, or when the disk refuses; what was saved before stays valid.
         """
         folder = Path(folder).expanduser()
+        path = folder / "frames"
+        here = [f for f in self.frames if os.path.dirname(f.folder or "") == str(path)]
+        mine = {frame.name: frame.listed for frame in here}  # on disk already, and not read again
         if (folder / "stack.json").exists():
             there = read_manifest(folder)["frames"]
             ours = [frame.name for frame in self.frames]
-            if [entry["name"] for entry in there] != ours[: len(there)]:
+            if [entry["name"] for entry in there] != ours[: len(there)] or any(
+                mine.get(entry["name"], entry["sha256"]) != entry["sha256"] for entry in there
+            ):
                 raise SkillStackError(f"{folder} holds another stack; choose an empty folder")
         try:
-            (folder / "frames").mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             for stale in (*folder.glob(".tmp-*"), *folder.glob("frames/.tmp-*")):  # of killed ones
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
             if not (folder / "stack.json").exists():
                 self._write_manifest(folder, [])  # so that a first frame can be found and adopted
+            whole = set(os.listdir(path))
             for i, frame in enumerate(self.frames):
-                path = folder / "frames" / frame.name
-                self.frames[i] = write_frame(frame, path, self.backbone)
+                if frame.name not in mine or frame.name not in whole:
+                    self.frames[i] = write_frame(frame, path / frame.name, self.backbone)
             self._write_manifest(folder, self.frames)
         except OSError as error:
             raise SkillStackError(f"cannot save the stack in {folder}: {explain(error)}") from None
         return folder
 
     def _write_manifest(self, folder: Path, frames: Sequence[Frame]) -> None:
-        path = folder / "frames"
-        listed = [
-            {"name": f.name, "sha256": file_sha256(path / f.name / "frame.json")} for f in frames
-        ]
+        listed = [{"name": frame.name, "sha256": frame.listed} for frame in frames]
         backbone = self.backbone.identity() | self._precision
         manifest = {"schema_version": SCHEMA, "backbone": backbone, "frames": listed}
         if frames and (self.dropped or self.decisions):  # they speak of frames that are listed
@@ -395,8 +417,10 @@ class SkillStack:
         revision: str | None = None,
         token: str | None = None,
     ) -> SkillStack:
-        """Open a saved stack. Schema, backbone and every file's hash are checked first; weights
-        are read when a frame is used. Raises `SkillStackError` naming the file that is wrong.
+        """Open a saved stack. Checked at once are stack.json, the backbone, and that every frame's
+        folder is there; a frame's frame.json (hash, parent, whose adapter it shares) when something
+        of it is first asked for; adapter and head whenever they are read from disk. `verify` checks
+        everything. Raises `SkillStackError` naming the file that is wrong.
 
         folder: a folder, or ``"user/name"`` of a stack on the Hugging Face hub where there is no
         such folder. any_precision: open it also on the same model in another dtype or quantization;
@@ -422,18 +446,27 @@ class SkillStack:
             now = _named(backbone.identity())
             print(f"{folder}: trained in {_named(made_with)}, used in {now}")
         stack.dropped, stack.decisions = manifest.get("dropped", {}), manifest.get("decisions", [])
+        frames, listed = folder / "frames", {}
+        there = {entry.name: entry for entry in os.scandir(frames)} if frames.is_dir() else {}
         for entry in manifest["frames"]:
-            path = folder / "frames" / entry["name"]
-            frame = read_frame(path)
-            if file_sha256(path / "frame.json") != entry["sha256"]:
-                raise SkillStackError(f"{path / 'frame.json'} was changed (SHA-256 differs)")
-            stack._adopt(frame)
-        listed = {entry["name"] for entry in manifest["frames"]}
-        unlisted = [p for p in sorted((folder / "frames").glob("*")) if p.name not in listed]
-        unlisted = [read_frame(p) for p in unlisted if p.is_dir() and NAME.fullmatch(p.name)]
+            name, sha256 = entry["name"], entry["sha256"]
+            path = frames / name
+            if name in listed:
+                raise SkillStackError(f"{folder / 'stack.json'}: name {name!r} is taken")
+            if name not in there or not there[name].is_dir(follow_symlinks=False):
+                raise SkillStackError(f"{path} is missing or not a plain folder")
+            read = partial(_read_listed, path, sha256, listed, stack.dropped)
+            listed[name] = ListedFrame(path, sha256, read)
+        stack.frames = list(listed.values())
+        more = sorted(name for name in there.keys() - listed.keys() if NAME.fullmatch(name))
+        unlisted = [read_frame(frames / name) for name in more if there[name].is_dir()]
         children = {frame.parent: frame for frame in reversed(unlisted)}
         while frame := children.pop(stack.frames[-1].name if stack.frames else None, None):
-            stack._adopt(frame)
+            if frame.name in stack:
+                raise SkillStackError(f"{frame.folder}: name {frame.name!r} is taken")
+            _check_place(frame, [f.name for f in stack.frames], stack.dropped)
+            frame.verify()
+            stack.frames.append(frame)
         return stack
 
     def push_to_hub(
@@ -449,18 +482,6 @@ class SkillStack:
         """
         return sharing.upload(self, repo_id, private, token)
 
-    def _adopt(self, frame: Frame) -> None:
-        path = frame.folder / "frame.json"
-        if frame.name in self:
-            raise SkillStackError(f"{path}: name {frame.name!r} is taken")
-        if frame.parent is not None and frame.parent not in self:
-            raise SkillStackError(f"{path}: parent {frame.parent!r} does not come before it")
-        shares = frame.storage.get("shares")
-        if shares and shares not in [f.name for f in self.frames]:
-            raise SkillStackError(f"{path}: frame {shares!r}, whose adapter it reads, is missing")
-        frame.verify()
-        self.frames.append(frame)
-
     def verify(self) -> None:
         """Raise `SkillStackError` unless every saved file and every frame in memory is intact."""
         for frame in self.frames:
@@ -468,15 +489,39 @@ class SkillStack:
                 continue
             frame.verify()
             saved = read_frame(frame.folder)
-            if saved.facts() != frame.facts():
+            if saved.listed != frame.listed or saved.facts() != frame.facts():
                 raise SkillStackError(f"{frame.folder / 'frame.json'} was changed")
-            if frame._weights is not None and weights_digest(saved) != weights_digest(frame):
+            if in_memory(frame) and weights_digest(saved) != weights_digest(frame):
                 raise SkillStackError(f"frame {frame.name!r} was changed in memory")
 
 
 def _named(identity: Mapping) -> str:
     """A backbone's precision in words."""
     return " ".join(str(identity[key]) for key in reversed(PRECISION) if identity.get(key))
+
+
+def _read_listed(
+    path: Path, sha256: str, listed: Mapping[str, Frame], dropped: Collection[str]
+) -> Frame:
+    """The frame in a folder, if it is the one that stack.json lists. listed: all of them, in
+    order, by name."""
+    frame = read_frame(path)
+    if frame.listed != sha256:
+        raise SkillStackError(f"{path / 'frame.json'} was changed (SHA-256 differs)")
+    names = list(listed)
+    _check_place(frame, names[: names.index(path.name)], dropped)
+    if shares := frame.storage.get("shares"):
+        listed[shares].facts()  # which is read, and so checked, with it
+    return frame
+
+
+def _check_place(frame: Frame, before: Collection[str], dropped: Collection[str]) -> None:
+    """Raise unless what a frame builds on comes before it."""
+    path, shares = frame.folder / "frame.json", frame.storage.get("shares")
+    if frame.parent is not None and frame.parent not in before and frame.parent not in dropped:
+        raise SkillStackError(f"{path}: parent {frame.parent!r} does not come before it")
+    if shares and shares not in before:
+        raise SkillStackError(f"{path}: frame {shares!r}, whose adapter it reads, is missing")
 
 
 def read_manifest(folder: Path) -> dict:
@@ -505,6 +550,7 @@ def follow(dropped: Mapping, name: str | None, key: str) -> str | None:
     """Where a chain of dropped frames ends, along ``"to"`` or ``"parent"``; a dropped frame if it
     goes in a circle."""
     for _ in range(len(dropped)):
-        if name in dropped:
-            name = dropped[name][key]
+        if name not in dropped:
+            break
+        name = dropped[name][key]
     return name

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .embedded import hashed_split, normalize
-from .errors import SkillStackError
+from .errors import SkillStackError, first_line
 from .files import explain
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
@@ -55,7 +55,7 @@ def read_table(path: Path) -> pd.DataFrame:
     except OSError as error:
         raise SkillStackError(f"data file {path} cannot be read: {explain(error)}") from None
     except Exception as error:  # pyarrow and pandas raise anything up to their own classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise SkillStackError(f"data file {path} is not readable {kind}: {reason}") from None
 
 

@@ -56,7 +56,9 @@ def layer_number(model: torch.nn.Module, first: int | float | None) -> int | Non
     return number
 
 
-_TUPLES: dict[type, bool] = {}  # kind of layer -> whether it returns a tuple, from `run_lower`
+# Kind of layer -> how much it returns behind the states, None if it returns no tuple; from
+# `run_lower`.
+_MORE: dict[type, int | None] = {}
 
 
 class _Reached(Exception):
@@ -78,7 +80,7 @@ def run_lower(
             raise _Reached
 
     def note_kind(layer, args, output) -> None:
-        _TUPLES[type(layer)] = isinstance(output, tuple)
+        _MORE[type(layer)] = len(output) - 1 if isinstance(output, tuple) else None
 
     hooks = [layers[0].register_forward_hook(note_kind)]
     for layer in layers[: first + 1]:
@@ -114,7 +116,8 @@ def starting_from(layers: Sequence[torch.nn.Module], first: int, states: Tensor)
 
 def _handing_on(layer: torch.nn.Module, states: Tensor) -> Callable:
     """A `forward` that returns what the layer would: a tensor, or a tuple that begins with it."""
-    answer = (states,) if _TUPLES.get(type(layer), False) else states
+    more = _MORE.get(type(layer))
+    answer = states if more is None else (states, *[None] * more)
     return lambda *args, **kwargs: answer
 
 

@@ -28,7 +28,8 @@ def asked(monkeypatch):
     asked, predict = [], SkillStack.predict
 
     def counting(self, texts, frame, *args, **kwargs):
-        asked.extend((text, frame) for text in texts)
+        names = [frame] * len(texts) if isinstance(frame, str) else frame
+        asked.extend(zip(texts, names, strict=True))
         return predict(self, texts, frame, *args, **kwargs)
 
     monkeypatch.setattr(SkillStack, "predict", counting)

@@ -230,7 +230,7 @@ def test_packed_files_are_checked(stack, tmp_path):
     path = tmp_path / "small" / "frames" / "sst2" / "packed.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
     with pytest.raises(SkillStackError, match=r"sst2/packed.safetensors was changed"):
-        SkillStack.from_pretrained(tmp_path / "small", stack.backbone)
+        SkillStack.from_pretrained(tmp_path / "small", stack.backbone).verify()
 
 
 # ------------------------------------------------------------------ merging

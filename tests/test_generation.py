@@ -277,4 +277,4 @@ def test_a_damaged_prompt_is_named(decoders, rows, tmp_path):
     assert json.loads(path.read_text())["prompt"].count("{text}") == 1
     edit_json(path, lambda fields: fields.update(prompt="no place"))
     with pytest.raises(SkillStackError, match="frame.json: 'prompt' has no place for a text"):
-        SkillStack.from_pretrained(tmp_path / "stack", stack.backbone)
+        SkillStack.from_pretrained(tmp_path / "stack", stack.backbone).verify()

@@ -271,6 +271,44 @@ def routes(grown, tmp_path):
         assert set(stack.answer(grown.texts[:4], loaded)["frame"]) <= {"imdb", "agnews"}
 
 
+def mixes(grown):
+    """A batch whose rows ask different frames gives what each frame gives alone."""
+    stack = grown.stack
+    mixed = stack.predict(grown.texts, grown.names).probabilities
+    for name in ("imdb", "agnews"):
+        rows = [i for i, other in enumerate(grown.names) if other == name]
+        texts, head = [grown.texts[i] for i in rows], stack.activate(name)
+        alone = torch.from_numpy(head.scores(texts, 160)).softmax(1).numpy()
+        np.testing.assert_allclose(mixed[rows, : alone.shape[1]], alone, atol=1e-5)
+        assert not mixed[rows, alone.shape[1] :].any()
+
+
+def shares_a_trunk(grown, tmp_path):
+    """Frames above layer 1 of 2: the trunk's states give the answers of the whole model, training
+    on them is training, the stack is saved, opened, and opened with plain PEFT."""
+    above = dataclasses.replace(CONFIG, first_adapted_layer=1)
+    backbone = load_backbone(str(grown.model), device="cpu")
+    stack = SkillStack(backbone)
+    for data in grown.stream:
+        stack.grow(data, above)
+    assert stack.first_adapted_layer == 1
+    adapted = {int(re.search(r"\.(\d+)\.", n)[1]) for n in stack.frames[0].weights().lora}
+    assert adapted == {1}
+    head = stack.activate("agnews")
+    ids = backbone.encode(grown.texts, 64)
+    states = backbone.inputs(grown.texts, 64)
+    assert all(s.shape == (len(i), s.shape[1]) for s, i in zip(states, ids, strict=True))
+    with torch.inference_mode():
+        whole = head.layer(backbone.features(*training.pad(ids, backbone.pad_id, "cpu")))
+        upper = head.layer(backbone.features(*training.pad(states, backbone.pad_id, "cpu")))
+    torch.testing.assert_close(upper, whole, atol=1e-5, rtol=1e-4)
+    assert whole.std(0).max() > 1e-3
+    saved = stack.save_pretrained(tmp_path / "stack")
+    mixes(Grown(grown.model, stack, saved, grown.stream))
+    opens_with_peft(Grown(grown.model, stack, saved, grown.stream))
+    reloads(Grown(grown.model, stack, saved, grown.stream))
+
+
 @pytest.mark.parametrize("grown", ["RoBERTa", "Phi-3", "LFM2"], indirect=True)
 def test_the_model_card_opens_it_with_peft(grown, monkeypatch):
     """The card's code for an encoder, a decoder, and one that transformers has no classifier of."""
@@ -336,6 +374,8 @@ COLUMNS = {
     "plain PEFT": opens_with_peft,
     "embed": embeds,
     "routers": routes,
+    "mixed": mixes,
+    "trunk": shares_a_trunk,
 }
 
 
@@ -357,7 +397,7 @@ def test_the_page_has_a_row_for_every_model_that_is_tried():
 @pytest.mark.parametrize("grown", MODELS, indirect=True)
 def test_model(grown, column, request, tmp_path):
     check = COLUMNS[column]
-    extra = (tmp_path,) if check is routes else ()
+    extra = (tmp_path,) if check in (routes, shares_a_trunk) else ()
     row = request.node.callspec.params["grown"]
     mark = page_table()[row][column]
     assert mark in ("✓", "–")

@@ -94,14 +94,15 @@ def test_the_identity_holds_what_differs_from_the_defaults():
     assert RunConfig().identity() == {}
     changed = dict(
         preset="hard12", seed=1, n_train=1, n_router=1, n_eval=1, max_length=9, epochs=1, lr=0.1,
-        batch_size=1, lora_r=1, lora_alpha=1, router="centroid", threshold=1.0,
+        batch_size=1, lora_r=1, lora_alpha=1, first_adapted_layer=0.5, router="centroid",
+        threshold=1.0,
     )  # fmt: skip
     for field, value in changed.items():
         assert dataclasses.replace(RunConfig(), **{field: value}).identity() == {field: value}
     places = dict(
         model="minilm", dtype="float32", quantize="nf4", device="cpu", source="hub",
         data_dir="x", output_dir="x", stack_dir="x", notebook="x", methods="ewc",
-        gradient_checkpointing=True,
+        gradient_checkpointing=True, trunk_dir="x",
     )  # fmt: skip
     assert RunConfig(**places).identity() == {}
     assert RunConfig(tasks="b, a").identity() == {"tasks": "b,a"}

@@ -203,7 +203,7 @@ def test_a_link_to_other_bytes_is_refused(hub, grown, backbone):
     link.unlink()
     link.symlink_to(other.resolve())
     with pytest.raises(SkillStackError, match="agnews/head.safetensors was changed or cut off"):
-        SkillStack.from_pretrained("user/name", backbone)
+        SkillStack.from_pretrained("user/name", backbone).verify()
 
 
 # ------------------------------------------------------------------ what is there already

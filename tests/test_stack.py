@@ -291,10 +291,20 @@ def flip(path):
 )
 @pytest.mark.parametrize("harm", [truncate, flip, os.unlink])
 def test_damage_is_an_error_that_names_the_file(folder, grown, file, harm):
+    """When `verify` is called, and else when the file is first used, which only plain PEFT does
+    with adapter_config.json; other frames answer as before."""
     harm(folder / file)
-    with pytest.raises(SkillStackError) as caught:
-        SkillStack.from_pretrained(folder, grown.backbone)
-    assert file in str(caught.value) and "\n" not in str(caught.value)
+
+    def refused(use):
+        with pytest.raises(SkillStackError) as caught:
+            use(SkillStack.from_pretrained(folder, grown.backbone))
+        assert file in str(caught.value) and "\n" not in str(caught.value)
+
+    refused(SkillStack.verify)
+    if not file.endswith("adapter_config.json"):
+        refused(lambda stack: stack.predict(["class1 of the"], "agnews"))
+    if file != "stack.json":
+        SkillStack.from_pretrained(folder, grown.backbone).predict(["class1 of the"], "imdb")
 
 
 def test_edited_manifest(folder, grown):
@@ -316,7 +326,7 @@ def test_edited_manifest(folder, grown):
         before = (folder / "stack.json").read_text()
         edit_json(folder / "stack.json", change)
         with pytest.raises(SkillStackError) as caught:
-            SkillStack.from_pretrained(folder, grown.backbone)
+            SkillStack.from_pretrained(folder, grown.backbone).verify()
         assert words in str(caught.value)
         (folder / "stack.json").write_text(before)
 
@@ -324,7 +334,7 @@ def test_edited_manifest(folder, grown):
     edit_json(path, lambda f: f["sha256"].update({"../../../secret": "0"}))
     rehash()
     with pytest.raises(SkillStackError, match="lists a file outside"):
-        SkillStack.from_pretrained(folder, grown.backbone)
+        SkillStack.from_pretrained(folder, grown.backbone).verify()
 
 
 def test_symbolic_link_out_of_the_stack_is_refused(folder, grown, tmp_path):
@@ -437,10 +447,10 @@ def test_no_pickle_anywhere(folder):
     assert {p.rsplit(".")[-1] for p in names} == {"json", "safetensors"}
 
 
-def test_a_loaded_stack_keeps_no_weights_in_memory(folder, grown, stream):
+def test_a_saved_stack_keeps_no_weights_that_could_not_be_let_go(folder, grown, stream):
     stack = SkillStack.from_pretrained(folder, grown.backbone)
     stack.evaluate(stream[0])
-    assert all(frame._weights is None for frame in stack.frames)
+    assert all(frame._weights is None for frame in (*stack.frames, *grown.frames))
     assert stack["imdb"].nbytes == grown["imdb"].nbytes > 0
 
 
@@ -473,7 +483,7 @@ def test_a_copy_grows_alone(model_dirs, stream, config):
 def test_to_predict_reads_files_once_and_draws_no_random_numbers(folder, grown, monkeypatch):
     stack, read = SkillStack.from_pretrained(folder, grown.backbone), []
     load = frames._load_tensors
-    monkeypatch.setattr(frames, "_load_tensors", lambda path: read.append(path.name) or load(path))
+    monkeypatch.setattr(frames, "_load_tensors", lambda p, *a: read.append(p.name) or load(p, *a))
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ from ..routers import load_router, make_router, save_router
 from ..stack import SkillStack, read_manifest
 from ..tasks import Task, TaskData, load_task
 from ..training import recipe
-from .parameters import RunConfig, placed
+from .parameters import RunConfig, placed, user_path
 from .runs import Run
 
 INSPECTED = ("hybrid_chain", "centroid")  # fitted for the inspector where a stack has no router
@@ -49,7 +49,10 @@ def stream_table(stream: Sequence[TaskData]) -> pd.DataFrame:
 def open_backbone(config: RunConfig) -> Backbone:
     """The backbone that a run asks for."""
     how = (config.dtype, config.quantize, config.device, config.gradient_checkpointing)
-    return load_backbone(config.model, *how)
+    backbone = load_backbone(config.model, *how)
+    if config.trunk_dir is not None:
+        backbone.trunk.folder = user_path(config.trunk_dir)
+    return backbone
 
 
 # ---------------------------------------------------------------------- stacks

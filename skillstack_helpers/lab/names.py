@@ -95,6 +95,7 @@ STYLES = {  # display name -> colour, marker: the same in the whole suite
     "hybrid_svm": (SKY, "<"),
     "hybrid_embed": (ORANGE, "s"),
     "scaffold_blind": (GREEN, "^"),
+    "trunk": (BROWN, "D"),
     "centroid": (PURPLE, "h"),
     "profile": (YELLOW, "P"),
     "arrow": (RED, "X"),

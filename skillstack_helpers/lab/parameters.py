@@ -19,6 +19,7 @@ ROUTERS = (
     "hybrid_chain",
     "hybrid_embed",
     "scaffold_blind",
+    "trunk",
     "centroid",
     "profile",
     "arrow",
@@ -53,6 +54,7 @@ _PLACES = (
     "methods",
     "notebook",
     "gradient_checkpointing",  # time against memory; gradients are the same
+    "trunk_dir",
 )
 _BY_CONTENT = ("model", "dtype", "quantize", "device", "source")
 
@@ -109,6 +111,7 @@ class RunConfig(TrainingConfig):
     dtype: str = "auto"  # float32, bfloat16, float16, or auto (by the GPU, else float32)
     quantize: str | None = None  # None or "nf4" (bitsandbytes)
     gradient_checkpointing: bool = False  # train in less memory and more time
+    trunk_dir: str | None = None  # where the trunk's states are kept; None: in memory, up to 2 GiB
     device: str = "auto"  # cpu, cuda, or auto
     source: str = "auto"  # folder, hub, embedded, or auto
     data_dir: str | None = None  # folder source; None: the variable SKILLSTACK_DATA

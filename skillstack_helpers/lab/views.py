@@ -232,13 +232,14 @@ def walk_table(router, text: str) -> pd.DataFrame:
 def ask(stack: SkillStack, text: str, frames: Sequence[str]) -> pd.DataFrame:
     """The same text answered by several frames: answer, probability, all probabilities, and, if
     one of them was dropped, which frame answered for it."""
-    rows = {}
-    for name in dict.fromkeys(frames):
-        frame, prediction = stack[name], stack.predict([text], name)
-        chances = prediction.probabilities[0, : len(frame.label_names)]
+    rows, names = {}, list(dict.fromkeys(frames))
+    prediction = stack.predict([text] * len(names), names)
+    for i, name in enumerate(names):
+        frame = stack[name]
+        chances = prediction.probabilities[i, : len(frame.label_names)]
         ranked = sorted(zip(chances, frame.label_names, strict=True), reverse=True)
         rows[name] = {
-            "answer": prediction.label_names[0],
+            "answer": prediction.label_names[i],
             "probability": float(chances.max()),
             "all": ", ".join(f"{label} {chance:.2f}" for chance, label in ranked),
         }

@@ -25,6 +25,7 @@ from .base import Router, fit_temperature, walk  # noqa: F401
 from .hybrid import HybridChainRouter, HybridEmbedRouter, HybridSVMRouter
 from .profile import CentroidRouter, ProfileRouter
 from .scaffold_blind import ScaffoldBlindRouter
+from .trunk import TrunkRouter
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
@@ -35,6 +36,7 @@ ROUTERS = {
     "hybrid_chain": HybridChainRouter,
     "hybrid_embed": HybridEmbedRouter,
     "scaffold_blind": ScaffoldBlindRouter,
+    "trunk": TrunkRouter,
     "centroid": CentroidRouter,
     "profile": ProfileRouter,
     "arrow": ArrowRouter,

@@ -13,6 +13,7 @@ from sklearn.svm import LinearSVC
 
 from ..errors import SkillStackError
 from .base import CALIBRATION_FOLDS, Router, depths, needed, walk
+from .ngrams import NgramTfidf, hash_strings
 
 
 class HybridSVMRouter(Router):
@@ -32,14 +33,12 @@ class HybridSVMRouter(Router):
         self.C = C
 
     def make_pipeline(self) -> Pipeline:
-        """The unfitted scikit-learn pipeline, usable on its own."""
-        return make_pipeline(make_union(*self._vectorizers()), LinearSVC(C=self.C, random_state=0))
+        """The same in scikit-learn's own parts, unfitted: slower, usable without this package."""
+        same = [TfidfVectorizer(sublinear_tf=True, **v.get_params()) for v in self._vectorizers()]
+        return make_pipeline(make_union(*same), LinearSVC(C=self.C, random_state=0))
 
-    def _vectorizers(self) -> list[TfidfVectorizer]:
-        return [
-            TfidfVectorizer(analyzer="word", ngram_range=(1, 2), sublinear_tf=True),
-            TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True),
-        ]
+    def _vectorizers(self) -> list[NgramTfidf]:
+        return [NgramTfidf("word", (1, 2)), NgramTfidf("char_wb", (3, 5))]
 
     def _fit(self, texts, names):
         self._learn(texts, names, np.arange(len(texts)))
@@ -50,7 +49,7 @@ class HybridSVMRouter(Router):
         self.coef_, self.intercept_ = np.zeros((1, 0)), np.ones(1)
         if len(self.frames_) == 1:  # an SVM needs two classes; one frame needs no SVM
             return
-        features = self._fit_features(texts)
+        features = scipy.sparse.hstack(self._fit_features(texts)).tocsr()
         svm = LinearSVC(C=self.C, random_state=0)
         whole = Counter(dict(zip(source, names, strict=True)).values())  # texts of each frame
         if min(whole.values()) >= CALIBRATION_FOLDS:
@@ -66,7 +65,7 @@ class HybridSVMRouter(Router):
         """Weights (frames, features) and intercepts (frames,) of a linear classifier."""
         both = np.vstack([np.atleast_2d(linear.coef_).T, np.ravel(linear.intercept_)])
         both = self._in_columns(both, linear.classes_)
-        return np.ascontiguousarray(both[:-1].T), both[-1]
+        return np.ascontiguousarray(both[:-1]).T, both[-1]  # products read a feature's weights
 
     def _in_columns(self, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """scikit-learn's scores, in the order of `classes`, as one column a frame."""
@@ -75,35 +74,60 @@ class HybridSVMRouter(Router):
         column = {name: i for i, name in enumerate(classes)}
         return scores[:, [column[name] for name in self.frames_]]
 
-    def _fit_features(self, texts: list[str]) -> scipy.sparse.csr_matrix:
+    def _fit_features(self, texts: list[str]) -> list:
+        """Learn the features of the texts; `_features` of them."""
         self.vectorizers_ = self._vectorizers()
         try:
-            return scipy.sparse.hstack([v.fit_transform(texts) for v in self.vectorizers_]).tocsr()
+            return [v.fit_transform(texts) for v in self.vectorizers_]
         except ValueError as error:
             raise SkillStackError(f"the routing texts hold no words: {error}") from None
 
-    def _features(self, texts: list[str]) -> scipy.sparse.csr_matrix:
-        return scipy.sparse.hstack([v.transform(texts) for v in self.vectorizers_]).tocsr()
+    def _features(self, texts: list[str]) -> list:
+        """Parts, sparse or dense, (texts, features) each."""
+        return [v.transform(texts) for v in self.vectorizers_]
 
     def _scores(self, texts):
         if len(self.frames_) == 1:
             return np.ones((len(texts), 1))
-        return self._features(texts) @ self.coef_.T + self.intercept_
+        parts = self._features(texts)
+        ends = np.cumsum([part.shape[1] for part in parts])
+        weights = np.split(self.coef_.T, ends[:-1])  # (features, frames) each, in one piece
+        return sum(part @ w for part, w in zip(parts, weights, strict=True)) + self.intercept_
+
+    def _width(self) -> int:
+        return sum(len(v.idf_) for v in self.vectorizers_)
 
     def _state(self):
-        state = super()._state()
-        state |= {f"vectorizers_/{i}": v.idf_ for i, v in enumerate(self.vectorizers_)}
-        terms = [list(v.get_feature_names_out()) for v in self.vectorizers_]
-        return state | {"vectorizers_": terms}
+        state = super()._state() | {"vectorizers_": [len(v.idf_) for v in self.vectorizers_]}
+        for i, v in enumerate(self.vectorizers_):
+            state |= {f"vectorizers_/{i}": v.idf_, f"vectorizers_/{i}/hashes": v.hashes_}
+        return state
 
     def _restore(self, state):
-        fitted = []  # none where there was one frame
+        kinds, fitted, order = self._vectorizers(), [], [np.zeros(0, dtype=int)]
+        if len(state["vectorizers_"]) not in (0, len(kinds)):  # none where there was one frame
+            raise ValueError("'vectorizers_' are not those of this router")
         for i, terms in enumerate(state["vectorizers_"]):
-            vectorizer = self._vectorizers()[i]
-            vectorizer.set_params(vocabulary={term: k for k, term in enumerate(terms)})
-            vectorizer.idf_ = state.pop(f"vectorizers_/{i}")
-            fitted.append(vectorizer)
+            idf = state.pop(f"vectorizers_/{i}")
+            if isinstance(terms, list):  # of version 0.2 and before: the n-grams, letter by letter
+                hashes = hash_strings(terms)
+                rising = np.argsort(hashes)
+                if idf.shape != hashes.shape:
+                    raise ValueError(f"'vectorizers_/{i}' has no frequency for each n-gram")
+                hashes, idf = hashes[rising], idf[rising]
+            else:
+                hashes = state.pop(f"vectorizers_/{i}/hashes")
+                if terms != len(hashes):
+                    raise ValueError(f"'vectorizers_/{i}/hashes' are not {terms!r}")
+                rising = np.arange(hashes.size)
+            order.append(rising + sum(map(len, order)))
+            fitted.append(kinds[i].restore(hashes, idf))
         super()._restore(state | {"vectorizers_": fitted})
+        order = np.concatenate(order)
+        if self.coef_.shape != (len(self.frames_), self._width()):
+            raise ValueError("'coef_' has no weight for each frame and feature")
+        order = np.concatenate([order, np.arange(len(order), self._width())])
+        self.coef_ = np.ascontiguousarray(self.coef_.T[order]).T
 
 
 class HybridChainRouter(HybridSVMRouter):
@@ -152,10 +176,9 @@ class HybridEmbedRouter(HybridSVMRouter):
         self.max_length = max_length
 
     def _vectorizers(self):
-        same = {"sublinear_tf": True, "lowercase": False}
         return [
-            TfidfVectorizer(analyzer="word", ngram_range=(1, 2), **same),
-            TfidfVectorizer(analyzer="char", ngram_range=(2, 5), **same),
+            NgramTfidf("word", (1, 2), lowercase=False),
+            NgramTfidf("char", (2, 5), lowercase=False),
         ]
 
     def _embed(self, texts: list[str]) -> np.ndarray:
@@ -165,11 +188,13 @@ class HybridEmbedRouter(HybridSVMRouter):
         ngrams = super()._fit_features(texts)
         states = depths(self._embed(texts))
         self.mean_, self.spread_ = states.mean(0), states.std(0) + 1e-6
-        return self._joined(ngrams, states)
+        return [*ngrams, self._scaled(states)]
 
     def _features(self, texts):
-        return self._joined(super()._features(texts), depths(self._embed(texts)))
+        return [*super()._features(texts), self._scaled(depths(self._embed(texts)))]
 
-    def _joined(self, ngrams, states):
-        embedded = (states - self.mean_) / self.spread_ * (self.scale / states.shape[1] ** 0.5)
-        return scipy.sparse.hstack([ngrams, scipy.sparse.csr_matrix(embedded)]).tocsr()
+    def _scaled(self, states):
+        return (states - self.mean_) / self.spread_ * (self.scale / states.shape[1] ** 0.5)
+
+    def _width(self):
+        return super()._width() + (self.mean_.size if self.vectorizers_ else 0)
