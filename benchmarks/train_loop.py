@@ -161,34 +161,39 @@ def peer_arguments(rows: int, lr: float, device: str, config: RunConfig, folder:
     )
 
 
+def train_peer(model, tokenizer, lr: float, data: TaskData, config: RunConfig, device: str):
+    """The `Trainer` after `Trainer.train`, from raw texts."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = peer_rows(tokenizer, data, "train", config.max_length)
+        trainer = Trainer(
+            model=model,
+            args=peer_arguments(len(rows), lr, device, config, folder),
+            train_dataset=rows,
+            data_collator=default_data_collator,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return trainer
+
+
+def peer_accuracy(trainer: Trainer, tokenizer, data: TaskData, config: RunConfig) -> float:
+    """`Trainer.predict`, from raw texts."""
+    answers = trainer.predict(peer_rows(tokenizer, data, "eval", config.max_length))
+    return float((answers.predictions.argmax(1) == answers.label_ids).mean())
+
+
 def time_peer(
     backbone: Backbone, data: TaskData, config: RunConfig, dropout: bool = True
 ) -> Timing:
     """`Trainer.train`, then `Trainer.predict`, on a model built anew."""
     model = peer_model(backbone, len(data.task.label_names), config, dropout)
     tokenizer = AutoTokenizer.from_pretrained(backbone.model.config.name_or_path)
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        rows = peer_rows(tokenizer, data, "train", config.max_length)
-        trainer = Trainer(
-            model=model,
-            args=peer_arguments(
-                len(rows),
-                config.lr or default_lr(backbone.hidden_size),
-                backbone.device,
-                config,
-                folder,
-            ),
-            train_dataset=rows,
-            data_collator=default_data_collator,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        trained = time.perf_counter()
-        answers = trainer.predict(peer_rows(tokenizer, data, "eval", config.max_length))
-        accuracy = float((answers.predictions.argmax(1) == answers.label_ids).mean())
-        evaluated = time.perf_counter()
-    return Timing(trained - start, evaluated - trained, accuracy)
+    lr = config.lr or default_lr(backbone.hidden_size)
+    start = time.perf_counter()
+    trainer = train_peer(model, tokenizer, lr, data, config, backbone.device)
+    trained = time.perf_counter()
+    accuracy = peer_accuracy(trainer, tokenizer, data, config)
+    return Timing(trained - start, time.perf_counter() - trained, accuracy)
 
 
 # ------------------------------------------------------------------ both

@@ -269,7 +269,7 @@ class SkillStack:
     def _classify(self, texts, frames, heads, rows, asked, scores) -> None:
         """Fill in the logits, (n, classes), of these rows: batches of similar length, whatever
         frames their rows ask."""
-        backbone, first = self.backbone, self.first_adapted_layer
+        backbone, first = self.backbone, asked[frames[rows[0]]].slot[2]
         lengths = np.array([asked[name].training["max_length"] for name in frames])
         inputs = [None] * len(texts)
         for length in np.unique(lengths[rows]):
@@ -393,6 +393,8 @@ class SkillStack:
         listed = [{"name": frame.name, "sha256": frame.listed} for frame in frames]
         backbone = self.backbone.identity() | self._precision
         manifest = {"schema_version": SCHEMA, "backbone": backbone, "frames": listed}
+        if frames and (first := self.first_adapted_layer) is not None:
+            manifest["first_adapted_layer"] = first
         if frames and (self.dropped or self.decisions):  # they speak of frames that are listed
             manifest |= {"dropped": self.dropped, "decisions": self.decisions}
         write_atomic(folder / "stack.json", json.dumps(manifest, indent=1) + "\n")
@@ -446,6 +448,7 @@ class SkillStack:
             now = _named(backbone.identity())
             print(f"{folder}: trained in {_named(made_with)}, used in {now}")
         stack.dropped, stack.decisions = manifest.get("dropped", {}), manifest.get("decisions", [])
+        first = manifest.get("first_adapted_layer")
         frames, listed = folder / "frames", {}
         there = {entry.name: entry for entry in os.scandir(frames)} if frames.is_dir() else {}
         for entry in manifest["frames"]:
@@ -455,7 +458,7 @@ class SkillStack:
                 raise SkillStackError(f"{folder / 'stack.json'}: name {name!r} is taken")
             if name not in there or not there[name].is_dir(follow_symlinks=False):
                 raise SkillStackError(f"{path} is missing or not a plain folder")
-            read = partial(_read_listed, path, sha256, listed, stack.dropped)
+            read = partial(_read_listed, path, sha256, listed, stack.dropped, first)
             listed[name] = ListedFrame(path, sha256, read)
         stack.frames = list(listed.values())
         more = sorted(name for name in there.keys() - listed.keys() if NAME.fullmatch(name))
@@ -501,13 +504,21 @@ def _named(identity: Mapping) -> str:
 
 
 def _read_listed(
-    path: Path, sha256: str, listed: Mapping[str, Frame], dropped: Collection[str]
+    path: Path,
+    sha256: str,
+    listed: Mapping[str, Frame],
+    dropped: Collection[str],
+    first: int | None,
 ) -> Frame:
     """The frame in a folder, if it is the one that stack.json lists. listed: all of them, in
-    order, by name."""
+    order, by name; first: the layer from which on all of them adapt the model."""
     frame = read_frame(path)
     if frame.listed != sha256:
         raise SkillStackError(f"{path / 'frame.json'} was changed (SHA-256 differs)")
+    if frame.slot[2] != first:
+        raise SkillStackError(
+            f"{path / 'frame.json'}: first_adapted_layer is {frame.slot[2]}, stack.json has {first}"
+        )
     names = list(listed)
     _check_place(frame, names[: names.index(path.name)], dropped)
     if shares := frame.storage.get("shares"):
@@ -528,6 +539,8 @@ def read_manifest(folder: Path) -> dict:
     """A saved stack's stack.json, checked."""
     path = folder / "stack.json"
     manifest = read_schema(path, {"backbone": dict, "frames": list})
+    if type(manifest.get("first_adapted_layer")) not in (int, type(None)):
+        raise SkillStackError(f"{path}: 'first_adapted_layer' is not the number of a layer")
     for entry in manifest["frames"]:
         if not isinstance(entry, dict) or not {"name", "sha256"} <= entry.keys():
             raise SkillStackError(f"{path}: 'frames' is not a list of names and hashes")

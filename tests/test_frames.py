@@ -219,7 +219,7 @@ def test_a_frame_that_shares_an_adapter_checks_the_one_it_reads(
 ):
     backbone = load_backbone(str(model_dirs["bert"]), device="cpu")
     stack = SkillStack(backbone)
-    for name in ("imdb", "yelp"):
+    for name in ("first", "imdb", "yelp"):
         stack.grow(named(stream, name), config)
     folder = compression.merge(stack, ["imdb", "yelp"]).save_pretrained(tmp_path / "stack")
     expected = SkillStack.from_pretrained(folder, backbone).predict(TEXT, "yelp").probabilities

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import save_tiny_model
+from conftest import edit_json, save_tiny_model
 
 from skillstack_helpers import SkillStackError, trunk
 from skillstack_helpers.baselines import EWC, Independent, Joint, OLoRA, Replay, Sequential
@@ -204,6 +204,14 @@ def test_saved_and_opened(backbone, model_dirs, stream, above, config, tmp_path)
     assert digest(evaluated.logits) == stack["imdb"].metrics["logits_sha256"]
     with pytest.raises(SkillStackError, match=r"has .*first adapted layer\) \(4, 16, 1\), .*None"):
         opened.grow(stream[1], config)
+    manifest = tmp_path / "stack" / "stack.json"
+    edit_json(manifest, lambda fields: fields.update(first_adapted_layer=None))
+    other = SkillStack.from_pretrained(tmp_path / "stack", backbone)
+    with pytest.raises(SkillStackError, match=r"first_adapted_layer is 1, stack.json has None"):
+        other.predict(["good"], "imdb")
+    edit_json(manifest, lambda fields: fields.update(first_adapted_layer="1"))
+    with pytest.raises(SkillStackError, match=r"stack.json: 'first_adapted_layer' is not the num"):
+        SkillStack.from_pretrained(tmp_path / "stack", backbone)
     before = digest(opened.grow(stream[1], above).weights().head["weight"].numpy())
     assert before == digest(stack.grow(stream[1], above).weights().head["weight"].numpy())
 

@@ -123,6 +123,8 @@ def fit_router(
     settings = {"backbone": stack.backbone, "stack": stack, "descriptions": described} | settings
     if stack.frames:  # routers that embed texts read as much of them as the frames do
         settings = {"max_length": stack.frames[0].training["max_length"]} | settings
+    if (first := stack.first_adapted_layer) is not None:  # what the frames share, the router reads
+        settings = {"first": first} | settings
     return make_router(name, **settings).fit(texts, names)
 
 

@@ -42,9 +42,10 @@ class TrunkRouter(Router):
 
     >>> from skillstack_helpers import load_backbone
     >>> router = TrunkRouter(load_backbone("minilm", device="cpu"))
-    >>> router = router.fit(["a dull film", "a fine film"], ["imdb", "imdb"])
-    >>> router = router.partial_fit(["banks cut rates", "oil prices fell"], ["agnews", "agnews"])
-    >>> list(router.predict(["shares fell", "what a film"]))
+    >>> films = ["a dull film", "a fine film", "a film to see"]
+    >>> news = ["the bank cut rates", "its shares fell", "oil prices rose"]
+    >>> router = router.fit(films, ["imdb"] * 3).partial_fit(news, ["agnews"] * 3)
+    >>> list(router.predict(["rates fell", "what a film"]))
     ['agnews', 'imdb']
     """
 
