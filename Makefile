@@ -1,6 +1,6 @@
 # make demo: train and route a small stack on real text.  make inspect: look into it in a browser.
 # make gallery: every figure and page from the committed runs.  make book: all notebooks as HTML.
-# make test: everything CI checks.
+# make test: everything CI checks.  make bench: how fast it is beside what one would otherwise use.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,7 @@ PORT := 8866
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo inspect picture gallery book lint test clean
+.PHONY: help demo inspect picture gallery bench book lint test clean
 
 help:
 	@grep -h "^# make" Makefile | sed "s/^# //"
@@ -54,6 +54,10 @@ test: lint
 
 gallery: .venv/.installed
 	$(BIN)/python results/report gallery
+
+# One table of ratios, benchmarks/bench.md; BENCH="--rows mixed answer" measures some rows alone.
+bench: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py $(BENCH)
 
 # Every notebook, executed (hours without a GPU; BOOK="-p n_train 8" makes it shorter), as HTML.
 book: .venv/.installed

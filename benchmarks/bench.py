@@ -65,8 +65,11 @@ Side = Callable[[int], Callable[[], object]]  # prepares a repetition; what it r
 Rows = Iterator[dict]
 
 
-def in_turn(row: str, case: str, sides: Mapping[str, Side], repeats: int, ours: int = 1) -> Rows:
-    """Lines of the CSV. sides: by what the table calls them, the first `ours` of them ours."""
+def in_turn(
+    row: str, case: str, sides: Mapping[str, Side], repeats: int, ours: int = 1, note="", **more
+) -> Rows:
+    """Lines of the CSV. sides: by what the table calls them, the first `ours` of them ours; note
+    and more: the same in every line."""
     names, seconds = list(sides), {}
     for i in range(repeats + 1):
         for name in names[:: 1 if i % 2 else -1]:
@@ -77,10 +80,10 @@ def in_turn(row: str, case: str, sides: Mapping[str, Side], repeats: int, ours: 
         if i == 0:
             continue  # nobody pays for lazy set-up
         for mine, other in itertools.product(names[:ours], names[ours:]):
-            line = {"row": row, "case": case, "ours": mine, "against": other, "repeat": i}
+            line = {"row": row, "case": case, "ours": mine, "against": other, "repeat": i, **more}
             for side, name in (("ours", mine), ("theirs", other)):
                 line |= {f"{side}_seconds": seconds[name][0], f"{side}_wall": seconds[name][1]}
-            yield line
+            yield line | {"note": note}
 
 
 # ------------------------------------------------------------------ texts, models, frames
@@ -169,7 +172,7 @@ def passes(model, rows: list[list[int]], pad_id: int, size: int) -> None:
 def training(repeats: int) -> Rows:
     """A frame of each of three tasks, from raw texts to predictions on evaluation rows."""
     sizes = {  # rows per class, epochs, tokens
-        "minilm": (("movies", "drug_rating", "drug_condition"), 4, 8, 3, 160),
+        "minilm": (("movies", "drug_rating", "drug_condition"), 4, 4, 3, 160),
         "smollm2-135m": (("movies",), 4, 4, 1, 48),
     }
     for model, (tasks, n_train, n_eval, epochs, length) in sizes.items():
@@ -195,7 +198,11 @@ def training(repeats: int) -> Rows:
 
         sides = {"trunk": partial(ours, TRUNK), "all layers": partial(ours, None)}
         sides["Trainer + PEFT, padded to max_length"] = theirs
-        yield from in_turn("training", f"{model}, {len(tasks)} tasks", sides, repeats, ours=2)
+        rows = [text for data in stream for text in data.texts("train")]
+        tokens = np.mean([len(ids) for ids in bare(model).encode(rows, length)])
+        note = f"{tokens:.0f} of {length} tokens a text, {epochs} epochs"
+        case = f"{model}, {', '.join(tasks)}"
+        yield from in_turn("training", case, sides, repeats, ours=2, note=note)
 
 
 def matrix(repeats: int) -> Rows:
@@ -297,8 +304,8 @@ def mixed_batch(model: str, length: int, n: int, repeats: int) -> Rows:
     sides["PEFT adapter_names"] = lambda i: partial(names, *batch(i))
     sides["PEFT set_adapter, grouped"] = lambda i: partial(grouped, *batch(i))
     sides["bare model"] = lambda i: partial(without, *batch(i))
-    for line in in_turn("mixed batch", f"{model}, {n} frames", sides, repeats):
-        yield line | {"note": f"features within {apart:.0e} of each row alone"}
+    note = f"features within {apart:.0e} of each row alone"
+    yield from in_turn("mixed batch", f"{model}, {n} frames", sides, repeats, note=note)
 
 
 def answer(repeats: int) -> Rows:
@@ -326,9 +333,8 @@ def answer(repeats: int) -> Rows:
             return work
 
         sides = {"trunk router and trunk frames": ours, "one pass of the bare model": theirs}
-        for line in in_turn("routed answer", f"{n} frames", sides, repeats):
-            note = f"{ANSWERED} texts, {asked} of the frames asked"
-            yield line | {"frames": n, "texts": ANSWERED, "note": note}
+        more = {"frames": n, "texts": ANSWERED, "note": f"{asked} of the frames are asked"}
+        yield from in_turn("routed answer", f"{n:,} frames", sides, repeats, **more)
 
 
 def routers(repeats: int) -> Rows:
@@ -441,8 +447,7 @@ def bitstack(repeats: int) -> Rows:
     bits = stats["mask_bytes"] / (stats["eligible"] / 8)
     note = f"masks take {bits:.2f} bits a weight"
     sides = {"with one task's masks": stepping(masked), "without masks": stepping(plain)}
-    for line in in_turn("BitStack: 3 steps", "minilm", sides, repeats):
-        yield line | {"note": note}
+    yield from in_turn("BitStack: 3 steps", "minilm", sides, repeats, note=note)
 
     def updating(i):
         model, few = copy.deepcopy(plain), list(batches(i, 4))
@@ -502,7 +507,7 @@ def table(lines: pd.DataFrame) -> str:
         ratio = part["theirs_seconds"] / part["ours_seconds"]
         low, middle, high = np.percentile(ratio, [25, 50, 75])
         wall = (part["theirs_wall"] / part["ours_wall"]).median()
-        note = part["note"].dropna().iloc[0] if part["note"].notna().any() else ""
+        (note,) = part["note"].fillna("").unique()
         out.append(
             f"| {row}: {case} | {ours} | {against} | **{middle:.2f}** [{low:.2f}, {high:.2f}] | "
             f"{wall:.2f} | {part['ours_seconds'].median():.3g} | {len(part)} | {note} |"

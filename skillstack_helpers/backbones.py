@@ -7,7 +7,7 @@ import functools
 import hashlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from . import training, trunk
 from .errors import SkillStackError, checked_texts
 from .files import kept_sha256, read_json
 from .hardware import recomputed, say_once
-from .mixed import Adapters, Layout, adapted, layout, pack
+from .mixed import Adapters, Layout, adapted, adding, layout, pack, short_name
 from .progress import progress
 
 _CACHED_TEXTS = 200_000  # token cache, about 100 MB at 160 tokens a text
@@ -236,11 +236,16 @@ class Backbone:
 
         def read(inputs: Tensor, mask: Tensor, *owners: Tensor) -> Tensor:
             with contextlib.ExitStack() as inside:
-                how = {}
+                how, above = {}, inputs.is_floating_point()
                 if lora is not None:
                     inside.enter_context(self.without_adapter())
                     inside.enter_context(adapted(lora, *owners))
-                if inputs.is_floating_point():
+                elif above and not torch.is_grad_enabled():
+                    # What PEFT's layers compute, in place; 1.1 times as fast without gradients.
+                    factors = self._slot_factors()
+                    inside.enter_context(self.without_adapter())
+                    inside.enter_context(adding(self._linear(factors), factors))
+                if above:
                     inside.enter_context(trunk.starting_from(self.layers, first, inputs))
                     inputs = torch.full_like(mask, self.pad_id)  # embedded, and not looked at
                     how = self._without_cache
@@ -515,13 +520,26 @@ class Backbone:
     def adapters(self, packed: Sequence[Tensor], owners: Tensor, rank: int) -> Adapters:
         """Adapters of `pack`, and which of them each row of a batch has, for `features`."""
         how = self._layout(rank)
-        bare = getattr(self.model, "get_base_model", lambda: self.model)()
-        layers = {name: bare.get_submodule(name) for name in how.places}
-        layers = {name: getattr(layer, "base_layer", layer) for name, layer in layers.items()}
-        return Adapters(how, self.first_adapted_layer, layers, packed, owners)
+        return Adapters(how, self.first_adapted_layer, self._linear(how.places), packed, owners)
 
     def _layout(self, rank: int) -> Layout:
         return layout(self._lora, rank)
+
+    def _linear(self, names: Iterable[str]) -> dict[str, torch.nn.Module]:
+        """The bare linear layers of these names."""
+        bare = getattr(self.model, "get_base_model", lambda: self.model)()
+        layers = {name: bare.get_submodule(name) for name in names}
+        return {name: getattr(layer, "base_layer", layer) for name, layer in layers.items()}
+
+    def _slot_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The slot's live adapter, as `mixed.adding` takes it."""
+        r, alpha, _ = self._shape
+        pairs = {}
+        for name, parameter in self._lora.items():
+            module, _, which = short_name(name).rpartition(".lora_")
+            part = parameter if which.startswith("A") else parameter * (alpha / r)
+            pairs.setdefault(module, []).append(part[None])
+        return {module: (a, b) for module, (a, b) in pairs.items()}
 
     def read_lora(self) -> dict[str, Tensor]:
         """A float32 copy of the slot on the CPU."""

@@ -17,6 +17,11 @@ from torch import Tensor
 _BARE = "base_model.model."  # PEFT's prefix of adapter names on a bare AutoModel
 
 
+def short_name(name: str) -> str:
+    """A PEFT name as the bare model has it."""
+    return name.removeprefix(_BARE)
+
+
 class Place(NamedTuple):
     """Where a linear layer's factors stand in a packed adapter: A (r, in), then B (out, r)."""
 
@@ -40,7 +45,7 @@ def layout(lora: Mapping[str, Tensor], rank: int) -> Layout:
         if name.endswith(".lora_A.weight"):
             module = name.removesuffix(".lora_A.weight")
             inputs, outputs = a.shape[1], lora[f"{module}.lora_B.weight"].shape[0]
-            places[module.removeprefix(_BARE)] = Place(end, inputs, outputs)
+            places[short_name(module)] = Place(end, inputs, outputs)
             end += rank * (inputs + outputs)
     return Layout(rank, places, end)
 
@@ -71,17 +76,29 @@ class Adapters(NamedTuple):
 def adapted(lora: Adapters, owners: Tensor) -> Iterator[None]:
     """Inside, row i of a batch has adapter ``lora.packed[owners[i]]``; owners: those of a batch or
     of a part of it."""
-    how, layers = lora.layout, lora.layers
-    asked = owners.tolist()
+    how, asked = lora.layout, owners.tolist()
     # One adapter for all rows is not copied for each: (1, numbers).
     asked = asked[:1] if len(set(asked)) == 1 else asked
-    mine = torch.stack([lora.packed[k] for k in asked])
+    mine, factors = torch.stack([lora.packed[k] for k in asked]), {}
+    for name, (start, inputs, outputs) in how.places.items():
+        middle, end = start + how.rank * inputs, start + how.rank * (inputs + outputs)
+        a = mine[:, start:middle].view(-1, how.rank, inputs)
+        factors[name] = a, mine[:, middle:end].view(-1, outputs, how.rank)
+    with adding(lora.layers, factors):
+        yield
+
+
+@contextlib.contextmanager
+def adding(
+    layers: Mapping[str, torch.nn.Module], factors: Mapping[str, tuple[Tensor, Tensor]]
+) -> Iterator[None]:
+    """Inside, linear layers add B A x to what they return.
+
+    factors: by the layer's name A (n, r, in) and B (n, out, r); n is the rows of the batch, or 1.
+    """
     hooks = []
     try:
-        for name, (start, inputs, outputs) in how.places.items():
-            middle, end = start + how.rank * inputs, start + how.rank * (inputs + outputs)
-            a = mine[:, start:middle].view(-1, how.rank, inputs)
-            b = mine[:, middle:end].view(-1, outputs, how.rank)
+        for name, (a, b) in factors.items():
             hooks.append(layers[name].register_forward_hook(_adding(a, b)))
         yield
     finally:
@@ -90,17 +107,16 @@ def adapted(lora: Adapters, owners: Tensor) -> Iterator[None]:
 
 
 def _adding(a: Tensor, b: Tensor):
-    """A hook that adds B A x to what a linear layer returns; a (n, r, in), b (n, out, r)."""
-
     def add(module, args, output: Tensor) -> Tensor:
         x, shape = args[0].to(a.dtype), output.shape
         # Some models flatten a batch to (tokens of all rows, hidden); rows stay in order.
         x = x.reshape(len(a), -1, a.shape[2])
+        # In place: nobody else has what the layer returned.
         total = output.to(a.dtype).reshape(len(a), -1, b.shape[1])
         if len(a) == 1:
-            total = torch.addmm(total[0], x[0] @ a[0].T, b[0].T)
+            total[0].addmm_(x[0] @ a[0].T, b[0].T)
         else:
-            total = torch.baddbmm(total, torch.bmm(x, a.mT), b.mT)
+            total.baddbmm_(torch.bmm(x, a.mT), b.mT)
         return total.view(shape).to(output.dtype)
 
     return add

@@ -115,8 +115,8 @@ def _check_grown(repo_id: str, there: str, files: Mapping) -> None:
 
 
 def _saved_routers(stack) -> dict[str, tuple[Path, int]]:
-    """Of every router beside the stack's frames its folder, and how many words and letter sequences
-    of texts its file holds."""
+    """Of every router beside the stack's frames its folder, and of how many words and letter
+    sequences its file shows that its texts hold them."""
     roots = {frame.folder.parents[1] for frame in stack.frames if frame.folder is not None}
     found = {}
     for path in sorted(next(iter(roots)).glob("routers/*/router.json")) if len(roots) == 1 else ():
@@ -126,7 +126,11 @@ def _saved_routers(stack) -> dict[str, tuple[Path, int]]:
             raise SkillStackError(f"{arrays} was changed or cut off (SHA-256 differs)")
         state = {key: value for key, value in fields["state"].items() if key != "frames_"}
         if NAME.fullmatch(path.parent.name):
-            found[path.parent.name] = path.parent, sum(1 for _ in _strings(state))
+            terms = sum(1 for _ in _strings(state))
+            hashed = state.get("vectorizers_")  # who guesses a word can see whether it is there
+            if isinstance(hashed, list):
+                terms += sum(n for n in hashed if isinstance(n, int))
+            found[path.parent.name] = path.parent, terms
     return found
 
 
@@ -143,8 +147,8 @@ def _disclosed(stack, routers: Mapping) -> Iterator[str]:
     for name, (folder, terms) in routers.items():
         if terms:
             yield (
-                f"router {name}: its file holds {terms:,} words and letter sequences of the texts "
-                f"it was fitted on; to keep them, move {folder} out of the stack"
+                f"router {name}: its file shows of {terms:,} words and letter sequences that the "
+                f"texts it was fitted on hold them; to keep them, move {folder} out of the stack"
             )
     places = [stack.backbone.name] if Path(stack.backbone.name).is_absolute() else []
     replaced = [frame for made in stack.decisions for frame in made.get("replaced", {}).values()]
@@ -354,8 +358,8 @@ def model_card(stack, repo_id: str, licence: Mapping[str, str], routers: Mapping
     )
     if routers:
         held = [
-            f"The file of router `{router}` holds {terms:,} words and letter sequences of the "
-            "texts it was fitted on."
+            f"The file of router `{router}` shows of {terms:,} words and letter sequences that "
+            "the texts it was fitted on hold them."
             for router, (_, terms) in routers.items()
             if terms
         ]

@@ -201,7 +201,7 @@ class SkillStack:
     def first_adapted_layer(self) -> int | None:
         """The layer from which on the frames differ; what lies below is the same for all, and runs
         once per text. None: they differ in all layers."""
-        return self.frames[0].slot[2] if self.frames else None
+        return self.frames[-1].slot[2] if self.frames else None
 
     # ------------------------------------------------------------------ answering
 

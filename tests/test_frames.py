@@ -114,7 +114,7 @@ def test_a_thousand_frames_are_opened_without_reading_one_and_answer_by_reading_
     assert len(read) == before
 
 
-def test_growing_and_saving_one_more_reads_its_parent_alone(
+def test_growing_and_saving_one_more_reads_its_parent_and_the_first_alone(
     thousand, one, stream, config, read, tmp_path
 ):
     folder = shutil.copytree(thousand, tmp_path / "stack", copy_function=os.link)
@@ -125,7 +125,7 @@ def test_growing_and_saving_one_more_reads_its_parent_alone(
     read.clear()
     stack.save_pretrained(folder)
     stack.save_pretrained(folder)
-    assert not read
+    assert set(read) <= {"imdb"}
     again = SkillStack.from_pretrained(folder, one.backbone)
     assert len(again) == 1001 and again.frames[-1].facts() == frame.facts()
 
@@ -148,7 +148,7 @@ def test_a_frame_written_but_not_listed_is_adopted_without_reading_the_others(
     assert set(read) == {"newest"} and found.frames[-1].name == "newest" and len(found) == 1001
     assert "newest" not in (folder / "stack.json").read_text()
     found.save_pretrained(folder)
-    assert set(read) == {"newest"} and "newest" in (folder / "stack.json").read_text()
+    assert set(read) <= {"imdb", "newest"} and "newest" in (folder / "stack.json").read_text()
 
 
 def test_a_listed_frame_is_a_frame(few, one, read):

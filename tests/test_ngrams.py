@@ -154,7 +154,7 @@ def test_no_letter_of_a_text_is_saved(fitted, tmp_path):
 
 
 def test_routers_saved_with_their_terms_load(fitted, tmp_path):
-    """As version 0.2 wrote them: the terms in JSON, in the alphabet's order."""
+    """As version 0.4 wrote them: the terms in JSON, in the alphabet's order."""
     router, texts = fitted
     save_router(router, tmp_path / "new")
     pipeline = router.make_pipeline().fit(texts, ["dull", "fine", "the"] * 4)

@@ -109,7 +109,7 @@ class HybridSVMRouter(Router):
             raise ValueError("'vectorizers_' are not those of this router")
         for i, terms in enumerate(state["vectorizers_"]):
             idf = state.pop(f"vectorizers_/{i}")
-            if isinstance(terms, list):  # of version 0.2 and before: the n-grams, letter by letter
+            if isinstance(terms, list):  # of version 0.4 and before: the n-grams, letter by letter
                 hashes = hash_strings(terms)
                 rising = np.argsort(hashes)
                 if idf.shape != hashes.shape:
