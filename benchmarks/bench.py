@@ -296,9 +296,12 @@ def mixed_batch(model: str, length: int, n: int, repeats: int) -> Rows:
         return partial(one, *batch(i))
 
     ids, mask, owners = batch(0)
-    together = ours(ids, mask, owners)
-    alone = torch.cat([ours(*(part[k : k + 1] for part in (ids, mask, owners))) for k in range(24)])
-    apart = (together - alone).abs().max().item()
+    together, lengths = ours(ids, mask, owners), mask.sum(1)
+    alone = [
+        ours(ids[k : k + 1, :length], mask[k : k + 1, :length], owners[k : k + 1])
+        for k, length in enumerate(lengths)
+    ]
+    apart = (together - torch.cat(alone)).abs().max().item()
     sides = {"mixed batch": lambda i: partial(ours, *batch(i))}
     sides["PEFT, one adapter for all rows"] = with_first
     sides["PEFT adapter_names"] = lambda i: partial(names, *batch(i))

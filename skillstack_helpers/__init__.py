@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .errors import SkillStackError
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _HOME = {
     "backbones": "Backbone",
@@ -18,7 +18,7 @@ _HOME = {
     "stack": "SkillStack",
     "frames": "Frame",
     "heads": "instruction",
-    "routers": "HybridSVMRouter HybridChainRouter HybridEmbedRouter ScaffoldBlindRouter "
+    "routers": "HybridSVMRouter HybridChainRouter HybridEmbedRouter ScaffoldBlindRouter TrunkRouter "
     "make_router save_router load_router",
     "bitstack": "BitStack",
     "answers": "Answers",
@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # for editors
         HybridEmbedRouter,
         HybridSVMRouter,
         ScaffoldBlindRouter,
+        TrunkRouter,
         load_router,
         make_router,
         save_router,

@@ -244,7 +244,7 @@ class Backbone:
                     # What PEFT's layers compute, in place; 1.1 times as fast without gradients.
                     factors = self._slot_factors()
                     inside.enter_context(self.without_adapter())
-                    inside.enter_context(adding(self._linear(factors), factors))
+                    inside.enter_context(adding(self._linear(factors), factors.__getitem__))
                 if above:
                     inside.enter_context(trunk.starting_from(self.layers, first, inputs))
                     inputs = torch.full_like(mask, self.pad_id)  # embedded, and not looked at

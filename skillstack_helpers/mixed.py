@@ -1,14 +1,15 @@
 """Many LoRA adapters in one forward pass: each row of a batch with its own.
 
-The adapters of a batch are gathered into one tensor, (rows, numbers of an adapter); every adapted
-linear layer then adds two batched products (Chen et al. 2023, "Punica", on plain torch). A batch
-whose rows all have the same adapter needs no gathering and two plain products instead.
+Every adapted linear layer gathers its rows' factors and adds two batched products (Chen et al.
+2023, "Punica", on plain torch). A batch whose rows all have the same adapter needs no gathering and
+two plain products instead.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -79,35 +80,42 @@ def adapted(lora: Adapters, owners: Tensor) -> Iterator[None]:
     how, asked = lora.layout, owners.tolist()
     # One adapter for all rows is not copied for each: (1, numbers).
     asked = asked[:1] if len(set(asked)) == 1 else asked
-    mine, factors = torch.stack([lora.packed[k] for k in asked]), {}
-    for name, (start, inputs, outputs) in how.places.items():
-        middle, end = start + how.rank * inputs, start + how.rank * (inputs + outputs)
-        a = mine[:, start:middle].view(-1, how.rank, inputs)
-        factors[name] = a, mine[:, middle:end].view(-1, outputs, how.rank)
+    chosen = [lora.packed[k] for k in asked]
+
+    def factors(name: str) -> tuple[Tensor, Tensor]:
+        start, inputs, outputs = how.places[name]
+        middle, size = how.rank * inputs, how.rank * (inputs + outputs)
+        # Layer by layer, so that what was gathered is in the caches when it is used.
+        mine = torch.stack([one[start : start + size] for one in chosen])
+        a = mine[:, :middle].view(-1, how.rank, inputs)
+        return a, mine[:, middle:].view(-1, outputs, how.rank)
+
     with adding(lora.layers, factors):
         yield
 
 
 @contextlib.contextmanager
 def adding(
-    layers: Mapping[str, torch.nn.Module], factors: Mapping[str, tuple[Tensor, Tensor]]
+    layers: Mapping[str, torch.nn.Module], factors: Callable[[str], tuple[Tensor, Tensor]]
 ) -> Iterator[None]:
-    """Inside, linear layers add B A x to what they return.
+    """Inside, these linear layers add B A x to what they return.
 
-    factors: by the layer's name A (n, r, in) and B (n, out, r); n is the rows of the batch, or 1.
+    factors: of a layer's name, asked when it runs: A (n, r, in) and B (n, out, r); n is the rows
+    of the batch, or 1.
     """
     hooks = []
     try:
-        for name, (a, b) in factors.items():
-            hooks.append(layers[name].register_forward_hook(_adding(a, b)))
+        for name, layer in layers.items():
+            hooks.append(layer.register_forward_hook(_adding(partial(factors, name))))
         yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _adding(a: Tensor, b: Tensor):
+def _adding(factors: Callable[[], tuple[Tensor, Tensor]]):
     def add(module, args, output: Tensor) -> Tensor:
+        a, b = factors()
         x, shape = args[0].to(a.dtype), output.shape
         # Some models flatten a batch to (tokens of all rows, hidden); rows stay in order.
         x = x.reshape(len(a), -1, a.shape[2])
@@ -120,10 +128,3 @@ def _adding(a: Tensor, b: Tensor):
         return total.view(shape).to(output.dtype)
 
     return add
-
-
-def linear_layers(model: torch.nn.Module, names: Sequence[str]) -> dict[str, torch.nn.Module]:
-    """The bare linear layers of these names, also where PEFT has wrapped them. AttributeError for
-    a name that the model does not have."""
-    found = {name: model.get_submodule(name) for name in names}
-    return {name: getattr(layer, "base_layer", layer) for name, layer in found.items()}

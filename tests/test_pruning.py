@@ -53,7 +53,8 @@ def test_no_frame_is_asked_twice_about_a_text(stack, rows, evidence, monkeypatch
     predict = SkillStack.predict
 
     def counting(self, texts, frame, head=None):
-        asked.extend((text, frame) for text in texts)
+        names = [frame] * len(texts) if isinstance(frame, str) else frame
+        asked.extend(zip(texts, names, strict=True))
         return predict(self, texts, frame, head)
 
     monkeypatch.setattr(SkillStack, "predict", counting)

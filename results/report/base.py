@@ -28,6 +28,7 @@ class Table(NamedTuple):
     preset: str | Sequence[str]
     model: str | Sequence[str]
     make: Callable[[pd.DataFrame], pd.DataFrame]  # of rows of `load_runs`
+    first: float | None = None  # first_adapted_layer
 
 
 class Figure(NamedTuple):
@@ -39,6 +40,7 @@ class Figure(NamedTuple):
     draw: Callable[[Run], Drawn]
     question: str
     method: str = ""  # of the run, where a notebook makes a run per method
+    first: float | None = None  # first_adapted_layer
 
 
 # ---------------------------------------------------------------------- what a cell says

@@ -51,6 +51,7 @@ def runs_of(entry: Table | Figure, runs: pd.DataFrame) -> pd.DataFrame:
     """The rows of `load_runs` that a table or a figure is made of."""
     where = {column: getattr(entry, column) for column in ("notebook", "preset", "model")}
     found = runs[meant(runs, where)]
+    found = found[found["budget"].str.endswith(f"first_adapted_layer {entry.first}")]
     if not len(found):
         raise SkillStackError(f"no run of {entry.notebook} on {entry.preset}")
     return found

@@ -27,9 +27,10 @@ def record_routing(run: Run, routing: pd.DataFrame, routers: Iterable[str]) -> N
     """Right frames and correct answers of every router: over all texts, as a mean over tasks, of
     the misrouted texts, and right frames per task.
 
-    routing: task, and for every router ``<router>_frame`` and ``<router>_right`` of each text.
+    routing: task, and for every router ``<router>_frame`` and ``<router>_right`` of each text; a run
+    finished before a router was there has none of it.
     """
-    for router in routers:
+    for router in [each for each in routers if f"{each}_frame" in routing]:
         found, right = routing[f"{router}_frame"] == routing["task"], routing[f"{router}_right"]
         found_by_task = found.groupby(routing["task"], sort=False)
         right_by_task = right.groupby(routing["task"], sort=False)
