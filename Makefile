@@ -48,9 +48,9 @@ lint: .venv/.installed
 	$(BIN)/lint-imports
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
-# Files side by side, each on one thread.
+# Files side by side, each on one thread, in the order of tests/conftest.py.
 test: lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 gallery: .venv/.installed
 	$(BIN)/python results/report gallery

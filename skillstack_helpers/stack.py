@@ -392,12 +392,16 @@ class SkillStack:
     def _write_manifest(self, folder: Path, frames: Sequence[Frame]) -> None:
         listed = [{"name": frame.name, "sha256": frame.listed} for frame in frames]
         backbone = self.backbone.identity() | self._precision
-        manifest = {"schema_version": SCHEMA, "backbone": backbone, "frames": listed}
+        manifest = {"schema_version": SCHEMA, "backbone": backbone, "frames": []}
         if frames and (first := self.first_adapted_layer) is not None:
             manifest["first_adapted_layer"] = first
         if frames and (self.dropped or self.decisions):  # they speak of frames that are listed
             manifest |= {"dropped": self.dropped, "decisions": self.decisions}
-        write_atomic(folder / "stack.json", json.dumps(manifest, indent=1) + "\n")
+        text = json.dumps(manifest, indent=1) + "\n"
+        if listed:  # a line each: json indents slowly, and there may be a thousand
+            lines = ",\n  ".join(map(json.dumps, listed))
+            text = text.replace('"frames": []', f'"frames": [\n  {lines}\n ]', 1)
+        write_atomic(folder / "stack.json", text)
 
     @classmethod
     def open(

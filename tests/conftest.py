@@ -61,6 +61,15 @@ def rows(method, metric, values, **columns):
     )
 
 
+# Files that take minutes, the longest first: begun first, no core waits for them at the end.
+LONG = ["test_notebooks.py", "test_package.py", "test_models.py", "test_compression.py"]
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
     """Generated data in the folder layout, for every task of hard12."""
