@@ -64,7 +64,7 @@ class NgramTfidf(TransformerMixin, BaseEstimator):
 
     def fit_transform(self, texts: Sequence[str], y=None) -> scipy.sparse.csr_matrix:
         """`fit`, and the rows of the texts: float64 (texts, n-grams)."""
-        hashes, counts, ends = self._counted(texts)
+        hashes, counts, ends = self.counted(texts)
         vocabulary, frequency = np.unique(hashes, return_counts=True)
         if not len(vocabulary):
             raise ValueError("empty vocabulary; perhaps the texts hold no n-gram")
@@ -74,7 +74,7 @@ class NgramTfidf(TransformerMixin, BaseEstimator):
     def transform(self, texts: Sequence[str]) -> scipy.sparse.csr_matrix:
         """Rows of length 1, or 0 without any known n-gram: float64 (texts, n-grams)."""
         check_is_fitted(self)
-        return self._weighted(*self._counted(texts))
+        return self._weighted(*self.counted(texts))
 
     def restore(self, hashes: np.ndarray, idf: np.ndarray) -> NgramTfidf:
         """Take back what a fit has learned; raises ValueError for what it cannot have learned."""
@@ -102,7 +102,7 @@ class NgramTfidf(TransformerMixin, BaseEstimator):
         place[(found != hashes) | (place == len(self.hashes_))] = -1
         return place
 
-    def _counted(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def counted(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Hashes of each text's n-grams, rising, their counts, and the end of each text."""
         texts = list(texts)
         known = _KEPT.read(texts, (self.analyzer, *self.ngram_range, bool(self.lowercase)))

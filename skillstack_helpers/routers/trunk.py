@@ -188,7 +188,7 @@ def _sketch(texts: list[str]) -> np.ndarray:
     out = np.zeros((len(texts), 1 << _BITS))
     squares = np.zeros(len(texts))
     for kind, read in enumerate(_NGRAMS):
-        hashes, counts, ends = read._counted(texts)
+        hashes, counts, ends = read.counted(texts)
         hashes = hashes << np.uint64(16 * kind)  # the word "so" and the letters: two columns
         row = np.repeat(np.arange(len(texts)), np.diff(ends, prepend=0))
         values = np.log(counts) + 1.0
