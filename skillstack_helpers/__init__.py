@@ -18,8 +18,8 @@ _HOME = {
     "stack": "SkillStack",
     "frames": "Frame",
     "heads": "instruction",
-    "routers": "HybridSVMRouter HybridChainRouter HybridEmbedRouter ScaffoldBlindRouter TrunkRouter "
-    "make_router save_router load_router",
+    "routers": "HybridSVMRouter HybridChainRouter HybridEmbedRouter ScaffoldBlindRouter "
+    "TrunkRouter make_router save_router load_router",
     "bitstack": "BitStack",
     "answers": "Answers",
     "lab.parameters": "RunConfig repo_root",

@@ -27,8 +27,8 @@ def record_routing(run: Run, routing: pd.DataFrame, routers: Iterable[str]) -> N
     """Right frames and correct answers of every router: over all texts, as a mean over tasks, of
     the misrouted texts, and right frames per task.
 
-    routing: task, and for every router ``<router>_frame`` and ``<router>_right`` of each text; a run
-    finished before a router was there has none of it.
+    routing: task, and for every router ``<router>_frame`` and ``<router>_right`` of each text; a
+    run that was finished before there was such a router has none of it.
     """
     for router in [each for each in routers if f"{each}_frame" in routing]:
         found, right = routing[f"{router}_frame"] == routing["task"], routing[f"{router}_right"]
