@@ -553,7 +553,7 @@ def throughput(lines: pd.DataFrame):
     ax.minorticks_off()
     ax.set_xlabel("frames (log scale)", fontsize=plotting.SMALL)
     ax.set_ylabel("texts a second, one thread", fontsize=plotting.SMALL)
-    plotting.headed(ax, "A text routed and answered, whatever the number of frames", columns=2)
+    plotting.headed(ax, "Texts routed and answered, and read by the bare model", columns=2)
     return ax.figure
 
 

@@ -307,3 +307,13 @@ def test_half_precision_is_kept_as_it_is(tmp_path, stream, above):
         whole = backbone.features(*pad(ids, 0, "cpu"))
         upper = backbone.features(*pad(states, 0, "cpu"))
     torch.testing.assert_close(upper, whole, atol=0.05, rtol=0.05)
+
+
+def test_gradient_checkpointing_changes_nothing(model_dirs, stream, above):
+    losses = []
+    for lean in (False, True):
+        backbone = load_backbone(
+            str(model_dirs["llama"]), device="cpu", gradient_checkpointing=lean
+        )
+        losses.append(SkillStack(backbone).grow(stream[1], above).losses)
+    assert losses[0] == losses[1]
