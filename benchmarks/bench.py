@@ -501,9 +501,13 @@ ROWS = {
 # ------------------------------------------------------------------ what is made of them
 
 
+def recorded() -> pd.DataFrame:
+    """The CSV, empty where there is none."""
+    return pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=["name"])
+
+
 def measured(chosen: Iterable[str], repeats: int) -> pd.DataFrame:
     """The CSV with these rows measured anew; it is written after each, so that one can stop."""
-    lines = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=["name"])
     machine = f"{describe_device('cpu').removeprefix('cpu: ')}"
     machine += "".join(f", {name} {version}" for name, version in versions().items())
     for name in ROWS:
@@ -513,10 +517,11 @@ def measured(chosen: Iterable[str], repeats: int) -> pd.DataFrame:
         with silent():
             new = pd.DataFrame(ROWS[name](repeats)).assign(name=name, machine=machine)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+        lines = recorded()  # read now: another process may have added to it
         lines = pd.concat([lines[lines["name"] != name], new.round(5)])
         lines = lines.sort_values("name", key=lambda n: n.map(list(ROWS).index), kind="stable")
         write_atomic(CSV, lines.to_csv(index=False, lineterminator="\n"))
-    return lines
+    return recorded()
 
 
 def table(lines: pd.DataFrame) -> str:
