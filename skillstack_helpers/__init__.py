@@ -22,6 +22,7 @@ _HOME = {
     "TrunkRouter make_router save_router load_router",
     "bitstack": "BitStack",
     "answers": "Answers",
+    "ensemble": "Mixture",
     "lab.parameters": "RunConfig repo_root",
     "lab.runs": "open_run load_runs",
     "lab.experiment": "load_stream open_backbone open_or_train open_stack fit_router",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # for editors
     from .backbones import Backbone
     from .bitstack import BitStack
     from .config import TrainingConfig
+    from .ensemble import Mixture
     from .frames import Frame
     from .heads import instruction
     from .lab.experiment import (

@@ -27,6 +27,7 @@ from torch import Tensor
 from . import sharing, training
 from .backbones import Backbone
 from .config import TrainingConfig
+from .ensemble import Mixture
 from .errors import SkillStackError, checked_texts, did_you_mean
 from .files import digest, explain, versions, write_atomic
 from .frames import (
@@ -50,6 +51,7 @@ from .training import recipe, seeded
 PRECISION = ("dtype", "quantization")  # of a backbone's identity
 PACKED_BYTES = 256 << 20  # of adapters that are kept ready to answer
 AT_A_TIME = 1024  # texts that are routed and answered together
+LATEST = "(latest)"  # the frame that was learned last; no frame can be called so
 
 
 class Prediction(NamedTuple):
@@ -133,27 +135,33 @@ class SkillStack:
         data: TaskData,
         config: TrainingConfig,
         prompt: str | None = None,
+        *,
+        parent: str | None = LATEST,
+        name: str | None = None,
     ) -> Frame:
         """Train on a task, freeze, append.
 
-        The adapter starts from where the latest frame ended, with a new head; with a `prompt`
+        The adapter starts from where the `parent` ended: the latest frame, or the one of that name
+        (`parents.best_parent`); None: from a new adapter. Its head is new; with a `prompt`
         (`heads.instruction`) there is no head, and the frame learns to write the label word. The
         frame is evaluated on the task's own evaluation rows before it is frozen.
+
+        name: of the frame, default the task's. Under another one a task can be learned again.
         """
-        name = check_frame_name(data.name)
+        name = check_frame_name(data.name if name is None else name)
         if name in self:
             raise SkillStackError(f"frame {name!r} is already in the stack")
-        backbone, parent = self.backbone, self.frames[-1] if self.frames else None
+        backbone, start_from = self.backbone, self._parent(parent)
         labels = data.task.label_names
         if prompt is not None:
             head = PromptHead(backbone, labels, prompt)
         first = backbone.layer_number(config.first_adapted_layer)
-        self._use_slot(config.lora_r, config.lora_alpha, first)
+        self._use_slot(start_from, config.lora_r, config.lora_alpha, first)
         with seeded(config.seed, len(self.frames)) as rng:
-            if parent is None:
+            if start_from is None:
                 backbone.reset_lora()
             else:
-                backbone.write_lora(parent.weights().lora, parent.name)
+                backbone.write_lora(start_from.weights().lora, start_from.name)
             if prompt is None:
                 head = LinearHead(backbone, labels)
             start = time.perf_counter()
@@ -173,7 +181,7 @@ class SkillStack:
             name=name,
             task=data.name,
             label_names=tuple(labels),
-            parent=parent.name if parent else None,
+            parent=start_from.name if start_from else None,
             metrics=MappingProxyType(measured),
             training=MappingProxyType(trained),
             data=MappingProxyType(rows),
@@ -187,9 +195,16 @@ class SkillStack:
         self.frames.append(frame)
         return frame
 
-    def _use_slot(self, *shape: int | None) -> None:
+    def _parent(self, name: str | None) -> Frame | None:
+        """The frame that a new one starts from, as `grow` is told."""
+        if name == LATEST:
+            return self.frames[-1] if self.frames else None
+        return None if name is None else self[name]
+
+    def _use_slot(self, parent: Frame | None, *shape: int | None) -> None:
         """Give the backbone the slot of that shape: (r, alpha, first adapted layer)."""
-        ours = self.frames[-1].slot if self.frames else shape
+        like = parent or self._parent(LATEST)
+        ours = like.slot if like else shape
         if ours != shape:
             raise SkillStackError(
                 "a chain keeps one LoRA shape: this stack has (r, alpha, first adapted layer) "
@@ -248,6 +263,48 @@ class SkillStack:
         texts = checked_texts(texts)
         frames = self._answering(frame, texts)
         heads = frames if head is None else self._answering(head, texts)
+        scores = self._scores(texts, frames, heads)
+        labels = scores.argmax(1) if scores.shape[1] else np.zeros(len(texts), dtype=np.int64)
+        probabilities = np.exp(scores - scores.max(1, keepdims=True, initial=-np.inf))
+        probabilities /= probabilities.sum(1, keepdims=True)
+        names = [self[name].label_names[k] for name, k in zip(heads, labels, strict=True)]
+        return Prediction(labels, probabilities, np.array(names, dtype=object))
+
+    def logits(
+        self, texts: Sequence[str], frames: Sequence[str], asked: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What each of those frames says of each text, float32 (n, frames, most classes).
+
+        -inf beyond a frame's classes. asked: which frame about which text, bool (n, frames), None:
+        all; NaN where it is not. All are asked in one pass, a text's lower layers run once, and a
+        frame that answers for several names is asked once.
+        """
+        texts, answering = checked_texts(texts), [self[name] for name in frames]
+        shape = (len(texts), len(frames))
+        asked = np.ones(shape, dtype=bool) if asked is None else np.asarray(asked)
+        if asked.shape != shape or asked.dtype != bool:
+            raise SkillStackError(f"asked must be bool {shape}, got {asked.dtype} {asked.shape}")
+        width = max((len(frame.label_names) for frame in answering), default=0)
+        out = np.full((*shape, width), np.nan, dtype=np.float32)
+        columns = {frame.name: [] for frame in answering}
+        for k, frame in enumerate(answering):
+            columns[frame.name].append(k)
+        pairs = [
+            (row, name)
+            for name, its in columns.items()
+            for row in np.flatnonzero(asked[:, its].any(1))
+        ]
+        names = np.array([name for _, name in pairs], dtype=object)
+        scores = self._scores([texts[row] for row, _ in pairs], names, names)
+        for (row, name), own in zip(pairs, scores, strict=True):
+            for k in columns[name]:
+                if asked[row, k]:
+                    out[row, k] = -np.inf
+                    out[row, k, : scores.shape[1]] = own
+        return out
+
+    def _scores(self, texts: list[str], frames: np.ndarray, heads: np.ndarray) -> np.ndarray:
+        """Logits of each text under its frame and head, float32 (n, most classes), -inf beyond."""
         asked = {name: self[name] for name in dict.fromkeys([*frames, *heads])}
         width = max((len(asked[name].label_names) for name in heads), default=0)
         scores = np.full((len(texts), width), -np.inf, dtype=np.float32)
@@ -259,11 +316,7 @@ class SkillStack:
             under, length = self.activate(*pair), asked[pair[0]].training["max_length"]
             own = under.scores([texts[i] for i in rows], length, f"ask {pair[0]}")
             scores[rows, : own.shape[1]] = own
-        labels = scores.argmax(1) if width else np.zeros(len(texts), dtype=np.int64)
-        probabilities = np.exp(scores - scores.max(1, keepdims=True, initial=-np.inf))
-        probabilities /= probabilities.sum(1, keepdims=True)
-        names = [asked[name].label_names[k] for name, k in zip(heads, labels, strict=True)]
-        return Prediction(labels, probabilities, np.array(names, dtype=object))
+        return scores
 
     @torch.inference_mode()
     def _classify(self, texts, frames, heads, rows, asked, scores) -> None:
@@ -299,32 +352,68 @@ class SkillStack:
                     logits = under[name].layer(features[torch.from_numpy(mine)]).cpu().numpy()
                     scores[batch[mine], : logits.shape[1]] = finite(logits, backbone)
 
-    def answer(self, texts: Sequence[str], router) -> pd.DataFrame:
+    def answer(
+        self, texts: Sequence[str], router, mix: Mixture | str | None = None
+    ) -> pd.DataFrame:
         """Route each text to a frame and let it, or the one that substitutes for it, answer.
 
-        Columns: frame, label, label_name, probability, router_score, depth, fallback.
+        mix: None, and the frame that the router picks answers alone; or a `Mixture` of the router's
+        frames (its `shares` as a string for an unfitted one), and all frames with a share in the
+        answer are asked, in one pass. How often that is, is in the column `asked`; `frame` is the
+        one that says most for the answer, `probability` the mixture's.
+
+        Columns: frame, label, label_name, probability, router_score, depth, fallback, asked.
         """
         texts = checked_texts(texts)
+        if mix is not None:
+            mix = self._mixture(mix, router)
         # In parts whose states are surely still there when the frames are asked, if the router has
         # run the trunk.
         starts = progress(range(0, max(len(texts), 1), AT_A_TIME), "answer", "part")
-        parts = [self._answer(texts[start : start + AT_A_TIME], router) for start in starts]
+        parts = [self._answer(texts[start : start + AT_A_TIME], router, mix) for start in starts]
         return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
 
-    def _answer(self, texts: list[str], router) -> pd.DataFrame:
-        routes = router.route(texts)
-        prediction = self.predict(texts, list(routes["frame"]))
-        return pd.DataFrame(
-            {
-                "frame": self._answering(list(routes["frame"]), texts),
+    def _mixture(self, mix: Mixture | str, router) -> Mixture:
+        """The mixture of that name, or the given one, if it is of the router's frames."""
+        labels = {name: self[name].label_names for name in router.classes_}
+        mix = Mixture(labels, mix) if isinstance(mix, str) else mix
+        if mix.label_names != labels:
+            raise SkillStackError("the mixture was made for other frames than the router's")
+        return mix
+
+    def _answer(self, texts: list[str], router, mix: Mixture | None) -> pd.DataFrame:
+        scores = router.decision_function(texts)
+        routes = router.route_scores(scores)
+        picked = list(routes["frame"])
+        if mix is None:
+            prediction = self.predict(texts, picked)
+            said = {
+                "frame": self._answering(picked, texts),
                 "label": prediction.labels,
                 "label_name": prediction.label_names,
                 "probability": prediction.probabilities.max(1, initial=0.0),
-                "router_score": routes["score"].to_numpy(),
-                "depth": routes["depth"].to_numpy(),
-                "fallback": routes["fallback"].to_numpy(),
             }
-        )
+            asked = np.ones(len(texts), dtype=np.int64)
+        else:
+            routed = router.probabilities(scores)
+            shared = mix.asked(routed)
+            logits = self.logits(texts, list(mix.label_names), shared)
+            said, asked = self._mixed(mix, logits, routed), shared.sum(1)
+        more = {"router_score": routes["score"].to_numpy(), "depth": routes["depth"].to_numpy()}
+        more |= {"fallback": routes["fallback"].to_numpy(), "asked": asked}
+        return pd.DataFrame(said | more)
+
+    def _mixed(self, mix: Mixture, logits: np.ndarray, routed: np.ndarray) -> dict:
+        """The mixture's answers, as columns."""
+        parts = mix.parts(logits, routed)  # (n, frames, names)
+        whole = parts.sum(1)
+        best = whole.argmax(1)
+        said_most = parts[np.arange(len(best)), :, best].argmax(1)
+        frames = np.array([self[name].name for name in mix.label_names], dtype=object)[said_most]
+        names = np.array(mix.names, dtype=object)[best]
+        ids = [self[f].label_names.index(name) for f, name in zip(frames, names, strict=True)]
+        chances = whole[np.arange(len(best)), best]
+        return {"frame": frames, "label": ids, "label_name": names, "probability": chances}
 
     def evaluate(
         self,
@@ -467,8 +556,10 @@ class SkillStack:
         stack.frames = list(listed.values())
         more = sorted(name for name in there.keys() - listed.keys() if NAME.fullmatch(name))
         unlisted = [read_frame(frames / name) for name in more if there[name].is_dir()]
-        children = {frame.parent: frame for frame in reversed(unlisted)}
-        while frame := children.pop(stack.frames[-1].name if stack.frames else None, None):
+        # Parents before children, siblings as they were written.
+        unlisted.sort(key=lambda frame: there[frame.name].stat().st_mtime_ns)
+        while frame := next((f for f in unlisted if f.parent is None or f.parent in stack), None):
+            unlisted.remove(frame)
             if frame.name in stack:
                 raise SkillStackError(f"{frame.folder}: name {frame.name!r} is taken")
             _check_place(frame, [f.name for f in stack.frames], stack.dropped)

@@ -158,6 +158,7 @@ def test_answer_through_a_router(grown, stream):
     answers = grown.answer(texts, HybridChainRouter().fit(texts, names))
     assert list(answers) == [
         "frame", "label", "label_name", "probability", "router_score", "depth", "fallback",
+        "asked",
     ]  # fmt: skip
     assert (answers["frame"] == names).mean() > 0.9
     assert answers["probability"].between(0.2, 1).all()

@@ -88,7 +88,11 @@ class Router(ClassifierMixin, BaseEstimator):
         Softmax of the scores over a temperature, fitted on scores of texts that the scorer had
         not seen (`fit_temperature`). Without three texts a frame it stays 1.
         """
-        return softmax(self.decision_function(texts) / self.temperature_, axis=1)
+        return self.probabilities(self.decision_function(texts))
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """`predict_proba`, for scores (n, frames) that `decision_function` has given already."""
+        return softmax(np.asarray(scores) / self.temperature_, axis=1)
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """Name of the chosen frame for each text, (n,)."""
