@@ -1,8 +1,9 @@
 """What the stack is compared with: each method a short piece on the one training loop.
 
 A learner learns task after task (`learn(data)`) or, where `at_once` is true, a whole stream
-(`learn(stream)`); `evaluate` and `predict` ask it. All but the TF-IDF ones train the backbone's
-LoRA slot and keep a head per task; which head answers, the caller says (the task is given).
+(`learn(stream)`); `evaluate`, `predict` and `logits` ask it. All but the TF-IDF and LDA ones train
+the backbone's LoRA slot and keep a head per task; which head answers, the caller says (the task is
+given).
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from .errors import SkillStackError, checked_name, did_you_mean
 from .generation import write
 from .heads import Evaluation, LinearHead, classification_loss
 from .progress import progress
+from .routers.base import depths
 from .routers.hybrid import HybridSVMRouter
+from .routers.trunk import discriminants
+from .stack import SkillStack
 from .tasks import TaskData
 
 FISHERS = ("exact", "empirical")
@@ -45,6 +49,18 @@ class Sequential:
         self.heads: dict[str, LinearHead] = {}
         self.seconds, self.updates = 0.0, 0
         self._adapter: Mapping[str, Tensor] | None = None
+
+    @classmethod
+    def of(cls, stack: SkillStack, config: TrainingConfig) -> Sequential:
+        """The latest adapter of a stack under the heads of all its frames."""
+        learner = cls(stack.backbone, config)
+        for frame in stack.frames:
+            head = frame.weights().head
+            learner.heads[frame.name] = LinearHead(stack.backbone, frame.label_names, head)
+            learner.seconds += frame.seconds
+            learner.updates += len(frame.losses)
+        learner._adapter = stack.frames[-1].weights().lora
+        return learner
 
     # ---------------------------------------------------------------- learning
 
@@ -137,10 +153,34 @@ class Sequential:
             names[rows] = [head.label_names[k] for k in best]
         return names
 
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Logits of every head, float32 (n, tasks, most classes), -inf past a task's classes.
+
+        Tasks in the order learned. Where one adapter serves them all, a text is read once. Raises
+        `SkillStackError` if no task was learned.
+        """
+        if not self.heads:
+            raise SkillStackError("no task was learned: call learn first")
+        return _per_task(self._all_scores(texts), self.label_names)
+
+    def _all_scores(self, texts: Sequence[str]) -> np.ndarray:
+        """Logits of all heads side by side, (n, classes of all tasks)."""
+        heads = list(self.heads.values())
+        self._activate(next(iter(self.heads)))  # the same for all
+        names = [name for head in heads for name in head.label_names]
+        parts = [head.tensors() for head in heads]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        wide = LinearHead(self.backbone, names, joined)
+        return wide.scores(texts, self.config.max_length, "ask all heads")
+
+    @property
+    def label_names(self) -> dict[str, tuple[str, ...]]:
+        """Task -> the names of its labels, in the order learned."""
+        return {task: head.label_names for task, head in self.heads.items()}
+
     def _head(self, task: str) -> LinearHead:
         """A learned task's head, with the weights it answers with in place."""
-        if task not in self.heads:
-            raise SkillStackError(f"{task!r} was not learned{did_you_mean(task, self.heads)}")
+        _check_learned(task, self.heads)
         self._activate(task)
         return self.heads[task]
 
@@ -154,7 +194,7 @@ class Sequential:
     def trained_parameters(self) -> int:
         """Parameters that were trained over the stream so far, heads included."""
         return self._adapter_size() + sum(
-            p.numel() for head in self.heads.values() for p in head.parameters()
+            p.numel() for head in set(self.heads.values()) for p in head.parameters()
         )
 
     @property
@@ -164,6 +204,21 @@ class Sequential:
 
     def _adapter_size(self) -> int:
         return sum(t.numel() for t in (self._adapter or {}).values())
+
+
+def _check_learned(task: str, learned: Mapping) -> None:
+    if task not in learned:
+        raise SkillStackError(f"{task!r} was not learned{did_you_mean(task, learned)}")
+
+
+def _per_task(scores: np.ndarray, label_names: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """Scores (n, classes of all tasks), cut up by task: float32 (n, tasks, most classes), the rest
+    -inf."""
+    sizes = np.array([len(names) for names in label_names.values()])
+    real = np.arange(sizes.max()) < sizes[:, None]
+    out = np.full((len(scores), *real.shape), -np.inf, np.float32)
+    out[:, real] = scores
+    return out
 
 
 class Independent(Sequential):
@@ -185,6 +240,11 @@ class Independent(Sequential):
         if data.fingerprint not in self._evaluated:  # its adapter is never written to again
             self._evaluated[data.fingerprint] = super().evaluate(data)
         return self._evaluated[data.fingerprint]
+
+    def _all_scores(self, texts) -> np.ndarray:
+        length = self.config.max_length
+        asked = [self._head(task).scores(texts, length, f"ask {task}") for task in self.heads]
+        return np.hstack(asked)
 
     def _activate(self, task) -> None:
         self._adapter = self._adapters[task]
@@ -428,9 +488,17 @@ def sample_texts(
 
 
 class Joint(Sequential):
-    """All tasks at once, one adapter, a head per task: what is possible without a stream."""
+    """All tasks at once, one adapter, a head per task: what is possible without a stream.
+
+    share_heads: tasks with the same label names, in the same order, have one head together; it is
+    in `heads` under each of their names.
+    """
 
     at_once = True
+
+    def __init__(self, backbone: Backbone, config: TrainingConfig, share_heads: bool = False):
+        super().__init__(backbone, config)
+        self.share_heads = share_heads
 
     def learn(self, stream: Sequence[TaskData]) -> list[float]:
         """Train on all tasks, their rows mixed in every epoch; as many updates as one by one."""
@@ -440,14 +508,18 @@ class Joint(Sequential):
         with torch.random.fork_rng():
             torch.manual_seed(int(rng.integers(1 << 62)))
             self._start()
-            heads = [LinearHead(self.backbone, data.task.label_names) for data in stream]
+            names = {data.name: tuple(data.task.label_names) for data in stream}
+            owner = {task: names[task] if self.share_heads else task for task in names}
+            heads = {owner[task]: names[task] for task in names}
+            heads = {key: LinearHead(self.backbone, labels) for key, labels in heads.items()}
             texts = [text for data in stream for text in data.texts("train")]
             ids = self._inputs(texts)
             labels = np.concatenate([data.labels("train") for data in stream])
-            owners = np.repeat(np.arange(len(stream)), [len(data.train) for data in stream])
-            loss = classification_loss(heads, ids, labels, owners)
-            losses = self._train(loss, heads, ids, rng, "all tasks")
-            self.heads = {data.name: head for data, head in zip(stream, heads, strict=True)}
+            which = [list(heads).index(owner[data.name]) for data in stream]
+            owners = np.repeat(which, [len(data.train) for data in stream])
+            loss = classification_loss(list(heads.values()), ids, labels, owners)
+            losses = self._train(loss, heads.values(), ids, rng, "all tasks")
+            self.heads = {task: heads[key] for task, key in owner.items()}
             self._adapter = self.backbone.read_lora()
         self.seconds += time.perf_counter() - start
         return losses
@@ -587,17 +659,115 @@ class _Classifier(torch.nn.Module):
         return {"loss": torch.nn.functional.cross_entropy(self.score(features), labels)}
 
 
-class TfidfLogistic:
-    """TF-IDF and logistic regression on the same rows, the cheap thing to try first.
+class _WithoutTraining:
+    """What the methods share that fit a classifier on features that no task has changed.
 
-    union: False fits one classifier per task, to be asked with the task given; True fits one over
-    the union of all (task, label) pairs, which is told nothing and may answer with any task's.
+    union: False answers with the labels of the task given; True is told nothing and may answer with
+    any task's. Attributes: label_names (task -> its labels), seconds (spent learning), updates (0).
     """
 
     at_once = True
 
     def __init__(self, union: bool = False):
         self.union, self.seconds, self.updates = union, 0.0, 0
+        self.label_names: dict[str, tuple[str, ...]] = {}
+
+    def evaluate(self, data: TaskData) -> Evaluation:
+        """Accuracy on a task's evaluation rows; label -1 where the answer is another task's."""
+        names = self.predict(data.texts("eval"), [data.name] * len(data.eval))
+        known = {name: k for k, name in enumerate(data.task.label_names)}
+        labels = np.array([known.get(name, -1) for name in names])
+        accuracy = float((labels == data.labels("eval")).mean())
+        return Evaluation(accuracy, labels, np.empty((len(labels), 0), np.float32))
+
+
+class FrozenLDA(_WithoutTraining):
+    """Linear discriminant analysis of the frozen backbone's states: in closed form, from sums.
+
+    In every (task, label) pair a text's features are taken as normal, with one covariance for all
+    pairs and equal priors: mean-pooled states of up to seven depths (`Backbone.embed`), each of
+    length 1. The covariance is shrunk by what suits the number of texts (oracle approximating
+    shrinkage, Chen et al. 2010). This is streaming LDA (Hayes and Kanan 2020) over depths; KLDA
+    (Momeni et al. 2025) puts random Fourier features between, RanPAC (McDonnell et al. 2023) random
+    ReLU features and ridge regression.
+
+    Tasks may also come one after another, in any order (`learn([data])`): the weights are those of
+    all at once, up to rounding, and no text is kept.
+    """
+
+    def __init__(self, backbone: Backbone, config: TrainingConfig, union: bool = False):
+        super().__init__(union)
+        self.backbone, self.config = backbone, config
+        self._counts, self._totals, self._moments = np.empty(0), 0.0, 0.0
+
+    def learn(self, stream: Sequence[TaskData]) -> None:
+        """Add the training rows of these tasks."""
+        start = time.perf_counter()
+        for data in stream:
+            if data.name in self.label_names:
+                raise SkillStackError(f"task {data.name!r} was learned before")
+        features = [self._features(data.texts("train")) for data in stream]
+        for data, rows in zip(stream, features, strict=True):
+            names = tuple(data.task.label_names)
+            member = np.eye(len(names))[data.labels("train")]  # (n, classes)
+            totals = member.T @ rows
+            self._totals = np.vstack([self._totals, totals]) if len(self._counts) else totals
+            self._counts = np.append(self._counts, member.sum(0))
+            self._moments = self._moments + rows.T @ rows
+            self.label_names[data.name] = names
+        means = self._totals / np.maximum(self._counts, 1)[:, None]
+        within = self._moments - self._totals.T @ means
+        self._coef = discriminants(within, means, self._counts.sum())
+        intercept = -(self._coef * means).sum(1) / 2
+        self._intercept = np.where(self._counts, intercept, -np.inf)  # a label without a row
+        self.seconds += time.perf_counter() - start
+
+    def _features(self, texts: Sequence[str]) -> np.ndarray:
+        """float64 (n, depths * hidden)."""
+        return depths(self.backbone.embed(texts, self.config.max_length).astype(np.float64))
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Log likelihoods of the pairs, up to what a text's pairs have in common.
+
+        float32 (n, tasks, most classes), tasks in the order learned, -inf past a task's classes.
+        """
+        scores = np.empty((0, len(self._coef)))
+        if len(texts):
+            scores = self._features(texts) @ self._coef.T + self._intercept
+        return _per_task(scores, self.label_names)
+
+    def predict(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
+        """Label names, object (n,); the tasks named are not looked at by the union."""
+        scores, names = self.logits(texts), list(self.label_names.values())
+        n, known, most = scores.shape
+        if self.union:
+            task, best = np.divmod(scores.reshape(n, known * most).argmax(1), most)
+        else:
+            for name in dict.fromkeys(tasks):
+                _check_learned(name, self.label_names)
+            task = np.array([list(self.label_names).index(name) for name in tasks], dtype=int)
+            best = scores[np.arange(n), task].argmax(1)
+        return np.array([names[t][k] for t, k in zip(task, best, strict=True)], dtype=object)
+
+    @property
+    def trained_parameters(self) -> int:
+        """Coefficients and intercepts."""
+        return self._coef.size + self._intercept.size
+
+    @property
+    def stored_bytes(self) -> int:
+        """Coefficients in float32, and the sums, in float64, that the next task is added to."""
+        width = len(self._moments)
+        sums = self._counts.size + self._totals.size + width * (width + 1) // 2
+        return 4 * self.trained_parameters + 8 * sums
+
+
+class TfidfLogistic(_WithoutTraining):
+    """TF-IDF and logistic regression on the same rows, the cheap thing to try first.
+
+    union: False fits one classifier per task, to be asked with the task given; True fits one over
+    the union of all (task, label) pairs, which is told nothing and may answer with any task's.
+    """
 
     def learn(self, stream: Sequence[TaskData]) -> None:
         """Fit on the training rows of all tasks."""
@@ -630,13 +800,19 @@ class TfidfLogistic:
             names[rows] = [self.label_names[name][int(k)] for name, k in pairs]
         return names
 
-    def evaluate(self, data: TaskData) -> Evaluation:
-        """Accuracy on a task's evaluation rows; label -1 where the answer is another task's."""
-        names = self.predict(data.texts("eval"), [data.name] * len(data.eval))
-        known = {name: k for k, name in enumerate(data.task.label_names)}
-        labels = np.array([known.get(name, -1) for name in names])
-        accuracy = float((labels == data.labels("eval")).mean())
-        return Evaluation(accuracy, labels, np.empty((len(labels), 0), np.float32))
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """log P(label | text, task), of the union log P(task, label | text).
+
+        float32 (n, tasks, most classes), tasks in the order learned, -inf past a task's classes.
+        """
+        place = {task: k for k, task in enumerate(self.label_names)}
+        most = max(map(len, self.label_names.values()))
+        out = np.full((len(texts), len(place), most), -np.inf, np.float32)
+        for model in self._models.values():
+            for pair, column in zip(model.classes_, model.predict_log_proba(texts).T, strict=True):
+                task, label = pair.rsplit("/", 1)
+                out[:, place[task], int(label)] = column
+        return out
 
     @property
     def trained_parameters(self) -> int:

@@ -315,7 +315,8 @@ def undo(
     `original`, a stack or its folder. What cannot be had without goes with it: an earlier decision
     whose result was never saved, and later ones about any frame that comes back, or about the one
     whose adapter it shares. Decisions about other frames stay. Raises `SkillStackError` if the old
-    frames are gone or changed.
+    frames are gone or changed. Of a second look (pruning.py) the new frame is left out, and the
+    old one answers for it.
     """
     history: dict[str, list[int]] = {}  # frame -> the decisions about it that hold
     for i, decision in enumerate(stack.decisions):
@@ -346,7 +347,18 @@ def undo(
         for j in history[old]:
             if j >= i:
                 new.decisions[j]["undone"] = True
+                if new.decisions[j]["kind"] == "second_look":
+                    _leave_out_again(new, new.decisions[j]["by"], new[old])
     return new
+
+
+def _leave_out_again(stack: SkillStack, name: str, old: Frame) -> None:
+    """Let an old frame that came back answer for what was learned in its place, or since then
+    in the place of that."""
+    frame = stack[name]
+    if frame.name != old.name and frame.task == old.task and not _readers(stack, frame.name):
+        stack.frames.remove(frame)
+        stack.dropped[frame.name] = {"to": old.name, "parent": frame.parent}
 
 
 def _old_frame(name: str, record: Mapping, original) -> Frame:

@@ -80,6 +80,22 @@ def load_backbone(
     return backbone
 
 
+def identify(
+    name: str, dtype: str = "auto", quantize: str | None = None, device: str = "auto"
+) -> dict:
+    """What `load_backbone` would load, without loading it: name, revision, dtype, quantization and
+    the kind of device. Files that are not here are fetched. Raises as it does."""
+    device = pick_device(device)
+    _use_platform_token()
+    name = _choose(device)[0] if name == "auto" else name
+    path, revision = _locate(name)
+    if dtype == "auto":
+        config, kind = _read_config(name, path)
+        dtype = suitable_dtype(device, kind, config)
+    found = {"name": name, "revision": revision, "dtype": dtype, "quantization": quantize}
+    return found | {"device": device.partition(":")[0]}
+
+
 def _choose(device: str) -> tuple[str, str]:
     """What ``auto`` stands for here, and why."""
     from huggingface_hub import get_token

@@ -1,4 +1,5 @@
-"""The rule: which frames a stack can do without, decided on held-back rows."""
+"""The rule: which frames a stack can do without, or has learned better since, decided on
+held-back rows."""
 
 from __future__ import annotations
 
@@ -10,10 +11,13 @@ from scipy.stats import norm
 
 from .answers import Answers
 from .compression import MERGES, drop, families, merge
+from .config import TrainingConfig
 from .errors import SkillStackError, checked_name
 from .frames import Frame
+from .parents import BEST, CRITERIA, parent_scores, pick
 from .progress import progress
 from .stack import SkillStack
+from .tasks import TaskData
 
 
 class Loss(NamedTuple):
@@ -75,16 +79,9 @@ def prune(
     The bound holds for each decision, not for all of them together. Every decision is in
     ``stack.decisions`` with its evidence: rows, losses, gains, loss and upper bound in points.
     """
-    if not 0 < confidence < 1:
-        raise SkillStackError(f"confidence must be between 0 and 1, got {confidence}")
-    if not max_loss_pp >= 0:
-        raise SkillStackError(f"max_loss_pp must not be negative, got {max_loss_pp}")
     if merge_by is not None:
         checked_name(merge_by, MERGES, "merge")
-    for rows, word in ((choice, "choice"), (held_back, "held_back")):
-        for frame in stack.frames:
-            if frame.name not in rows.tasks:
-                raise SkillStackError(f"{word} has no rows of task {frame.name!r}")
+    _check(stack, max_loss_pp, confidence, choice=choice, held_back=held_back)
     rule = _Rule(stack, router, choice, held_back, max_loss_pp, confidence)
     refused = {}
     steps = progress(rule.steps(stack, merge_by, refused), "prune", "decision")
@@ -115,8 +112,70 @@ def admit(
     return new
 
 
+def second_look(
+    stack: SkillStack,
+    router,
+    data: TaskData,
+    config: TrainingConfig,
+    held_back: Answers,
+    parent: str | None = BEST,
+    by: str = "logme",
+    max_loss_pp: float = 0.0,
+    confidence: float = 0.95,
+) -> SkillStack:
+    """Learn an old task again, as a new frame that starts from a better parent, and let that frame
+    answer for the old one if it answers better.
+
+    The new frame (``imdb-2``) has the task's own training rows and starts from `parent`, by default
+    the best by `parents.parent_scores`, column `by`, on the task's routing rows. It is kept, and
+    the old one dropped, if the upper confidence bound (one-sided, `confidence`) of the loss against
+    the stack as it was does not exceed `max_loss_pp`, on `held_back` as in `prune`: with 0, only a
+    gain that is proven. Otherwise the stack comes back with the decision alone. All other frames
+    answer as before, to the last bit; `undo` brings the old one back.
+    """
+    if data.name not in stack:
+        raise SkillStackError(f"task {data.name!r} has no frame yet: grow the stack first")
+    old = stack[data.name]
+    if old.task != data.name:
+        raise SkillStackError(f"frame {old.name!r} answers for {data.name!r}: undo that first")
+    checked_name(by, CRITERIA, "criterion")
+    _check(stack, max_loss_pp, confidence, held_back=held_back)
+    rule = _Rule(stack, router, None, held_back, max_loss_pp, confidence)
+    rule.spent = Loss(0.0, 0.0, 0, 0)  # what was lost or gained before is not this frame's doing
+    noted = {}
+    if parent == BEST:
+        scores = parent_scores(stack, data)
+        parent = pick(scores, by)
+        noted["scores"] = {name: column.dropna().to_dict() for name, column in scores.items()}
+    tried = 2
+    while (name := f"{data.name}-{tried}") in stack:
+        tried += 1
+    grown = stack.copy()
+    frame = grown.grow(data, config, old.prompt, parent=parent, name=name)
+    trial = drop(grown, old.name, to=name)
+    noted = {"kind": "second_look", "parent": frame.parent, **noted, **rule.test(trial)}
+    if noted["accepted"]:
+        trial.decisions[-1].update(noted)
+        return trial
+    refused = stack.copy()
+    refused.decisions.append({"frames": [old.name], "by": name, **noted})
+    return refused
+
+
+def _check(stack: SkillStack, max_loss_pp: float, confidence: float, **answers: Answers) -> None:
+    """Raise `SkillStackError` for a bound that is none, or where a task has no rows."""
+    if not 0 < confidence < 1:
+        raise SkillStackError(f"confidence must be between 0 and 1, got {confidence}")
+    if not max_loss_pp >= 0:
+        raise SkillStackError(f"max_loss_pp must not be negative, got {max_loss_pp}")
+    for word, rows in answers.items():
+        for frame in stack.frames:
+            if frame.task not in rows.tasks:
+                raise SkillStackError(f"{word} has no rows of task {frame.task!r}")
+
+
 class _Rule:
-    """The test of one call of `prune`, and its search for the next step."""
+    """The test of one call of `prune` or `second_look`, and the search for the next step."""
 
     def __init__(self, stack, router, choice, held_back, max_loss_pp, confidence):
         self.choice, self.held_back = choice, held_back
@@ -127,6 +186,8 @@ class _Rule:
         self.stack = stack  # as it was; asked only about rows whose frame changes
         self.answering = self._frames(stack)
         spent = [d for d in stack.decisions if d.get("accepted") and not d.get("undone")]
+        # What a second look gained is not there to be spent on others.
+        spent = [d for d in spent if d["kind"] != "second_look"]
         self.spent = Loss(*(sum(d[field] for d in spent) for field in Loss._fields))
         self.noted = Loss(0.0, 0.0, 0, 0)  # of the steps accepted in this call
 

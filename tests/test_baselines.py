@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 from torch.nn.utils import parameters_to_vector
 
-from skillstack_helpers import SkillStackError, baselines, heads, training
+from skillstack_helpers import SkillStackError, backbones, baselines, heads, training
 from skillstack_helpers.baselines import (
     EWC,
     FineTuning,
+    FrozenLDA,
     GatedEWCReplay,
     GenerativeReplay,
     Independent,
@@ -85,6 +87,63 @@ def test_independent_forgets_nothing_and_starts_anew(backbone, stream, config):
     one = Sequential(backbone, config)
     one.learn(stream[0])
     assert learner._adapter_size() == 3 * one._adapter_size()
+
+
+# ------------------------------------------------------------------ logits of all heads
+
+
+def check_logits(learner, stream):
+    """Every head's own scores, -inf elsewhere."""
+    texts = [*stream[0].texts("eval"), *stream[1].texts("eval")]
+    logits = learner.logits(texts)
+    assert logits.shape == (len(texts), 3, 4) and logits.dtype == np.float32
+    assert list(learner.label_names) == [data.name for data in stream]
+    for k, data in enumerate(stream):
+        own = learner._head(data.name).scores(texts, learner.config.max_length)
+        classes = len(data.task.label_names)
+        np.testing.assert_allclose(logits[:, k, :classes], own, rtol=1e-4, atol=1e-5)
+        assert (logits[:, k, classes:] == -np.inf).all()
+        assert learner.label_names[data.name] == tuple(data.task.label_names)
+        named = [data.task.label_names[best] for best in logits[:, k].argmax(1)]
+        assert list(learner.predict(texts, [data.name] * len(texts))) == named
+    assert learner.logits([]).shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize("method", [Sequential, Independent, Replay, OLoRA, FineTuning])
+def test_logits_are_those_of_every_head(method, backbone, stream, config):
+    config = dataclasses.replace(config, epochs=1)
+    check_logits(learned(method(backbone, config), stream), stream)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_logits_of_heads_without_bias(kind, model_dirs, stream, config):
+    decoder = load_backbone(str(model_dirs[kind]), device="cpu")
+    config = dataclasses.replace(config, epochs=1)
+    check_logits(learned(Sequential(decoder, config), stream), stream)
+
+
+@pytest.mark.parametrize("method, passes", [(Sequential, 1), (Independent, 3)])
+@pytest.mark.parametrize("first", [None, 1])
+def test_one_adapter_reads_a_text_once(
+    method, passes, first, backbone, stream, config, monkeypatch
+):
+    config = dataclasses.replace(config, epochs=1, first_adapted_layer=first)
+    learner = learned(method(backbone, config), stream)
+    read, features = [], backbones.Backbone.features
+
+    def spy(self, inputs, mask, lora=None):
+        read.append(len(inputs))
+        return features(self, inputs, mask, lora)
+
+    monkeypatch.setattr(backbones.Backbone, "features", spy)
+    texts = stream[0].texts("eval")
+    learner.logits(texts)
+    assert sum(read) == passes * len(texts)
+
+
+def test_logits_before_anything_was_learned(backbone, config):
+    with pytest.raises(SkillStackError, match="no task was learned: call learn first"):
+        Sequential(backbone, config).logits(["a"])
 
 
 # ------------------------------------------------------------------ Fisher and EWC
@@ -183,6 +242,18 @@ def test_online_ewc_keeps_one_anchor(backbone, stream, config):
     expected = 0.5 * each.anchors[0][0] + each.anchors[1][0]
     torch.testing.assert_close(online.anchors[0][0], expected)
     assert online.stored_bytes < each.stored_bytes
+
+
+def test_online_ewc_of_any_rank_stores_three_adapters_whatever_the_tasks(backbone, stream, config):
+    config = dataclasses.replace(config, lora_r=9, lora_alpha=18, epochs=1)
+    learner, sizes = EWC(backbone, config, decay=1.0), []
+    for data in stream:
+        learner.learn(data)
+        heads = sum(p.numel() for h in learner.heads.values() for p in h.parameters())
+        sizes.append(learner.stored_bytes - 4 * heads)
+    adapter = sum(9 * (p.shape[1] if "lora_A" in n else p.shape[0])
+                  for n, p in learner._adapter.items())  # fmt: skip
+    assert sizes == [3 * 4 * adapter] * 3
 
 
 def test_the_gate_bounds_the_penaltys_gradient(backbone, stream, config):
@@ -373,6 +444,51 @@ def test_joint_sees_every_task_in_every_epoch(backbone, stream, config, monkeypa
     assert 0 <= learner.evaluate(stream[0]).accuracy <= 1
 
 
+def test_joint_takes_another_rank_and_rate(backbone, stream, config):
+    config = dataclasses.replace(config, lora_r=16, lora_alpha=32, lr=1e-3, epochs=1)
+    learner = Joint(backbone, config)
+    learner.learn(stream)
+    assert {16} == {p.shape["lora_B" in n] for n, p in learner._adapter.items()}
+    check_logits(learner, stream)
+
+
+def test_tasks_with_the_same_labels_may_share_a_head(backbone, stream, config):
+    """imdb and a second one like it; agnews and qqp have labels of their own."""
+    config = dataclasses.replace(config, epochs=1)
+    twin = dataclasses.replace(stream[0].task, name="twin")
+    more = [*stream, dataclasses.replace(stream[0], task=twin)]
+    shared, apart = Joint(backbone, config, share_heads=True), Joint(backbone, config)
+    for learner in (shared, apart):
+        learner.learn(more)
+        assert list(learner.heads) == [*(data.name for data in stream), "twin"]
+    assert shared.heads["imdb"] is shared.heads["twin"] is not shared.heads["qqp"]
+    assert len(set(apart.heads.values())) == 4
+    one = sum(p.numel() for p in shared.heads["imdb"].parameters())
+    assert shared.trained_parameters == apart.trained_parameters - one
+    logits = shared.logits(stream[0].texts("eval"))
+    np.testing.assert_array_equal(logits[:, 0], logits[:, 3])
+    assert not np.array_equal(logits[:, 0], apart.logits(stream[0].texts("eval"))[:, 0])
+
+
+def test_without_tasks_alike_shared_heads_change_nothing(backbone, stream, config):
+    config = dataclasses.replace(config, epochs=1)
+    shared, apart = Joint(backbone, config, share_heads=True), Joint(backbone, config)
+    for learner in (shared, apart):
+        learner.learn(stream)
+    assert torch.equal(vector(shared), vector(apart))
+    texts = stream[0].texts("eval")
+    np.testing.assert_array_equal(shared.logits(texts), apart.logits(texts))
+
+
+def test_labels_in_another_order_are_another_head(backbone, stream, config):
+    config = dataclasses.replace(config, epochs=1)
+    names = stream[0].task.label_names
+    twin = dataclasses.replace(stream[0].task, name="twin", label_names=names[::-1])
+    learner = Joint(backbone, config, share_heads=True)
+    learner.learn([stream[0], dataclasses.replace(stream[0], task=twin)])
+    assert learner.heads["imdb"] is not learner.heads["twin"]
+
+
 def test_rows_are_scored_under_their_own_head(backbone, monkeypatch):
     two = [heads.LinearHead(backbone, names) for names in (("a", "b"), ("a", "b", "c"))]
     for head in two:
@@ -498,6 +614,90 @@ def test_tfidf_per_task_and_union(stream):
     assert set(apart.predict(texts, wrong)) <= set(stream[0].task.label_names)
     assert list(union.predict(texts, wrong)) == list(union.predict(texts, ["agnews"] * len(texts)))
     assert apart.stored_bytes > 4 * apart.trained_parameters > 0
+
+
+def test_tfidf_logits_are_log_probabilities(stream):
+    apart, union = TfidfLogistic(), TfidfLogistic(union=True)
+    texts = stream[1].texts("eval")
+    for learner in (apart, union):
+        learner.learn(stream)
+        logits = learner.logits(texts)
+        assert logits.shape == (len(texts), 3, 4) and logits.dtype == np.float32
+        assert (logits[:, [0, 2], 2:] == -np.inf).all()
+        over = (1, 2) if learner.union else 2
+        np.testing.assert_allclose(logsumexp(logits, over), 0, atol=1e-5)
+        logits[:, [0, 2]] = logits[:, [0, 2]] if learner.union else -np.inf
+        best = [divmod(k, 4) for k in logits.reshape(len(texts), 12).argmax(1)]
+        names = [stream[task].task.label_names[k] for task, k in best]
+        assert list(learner.predict(texts, ["agnews"] * len(texts))) == names
+
+
+# ------------------------------------------------------------------ LDA on frozen states
+
+
+def test_lda_told_the_task_and_told_nothing(backbone, stream, config):
+    told, union = FrozenLDA(backbone, config), FrozenLDA(backbone, config, union=True)
+    for learner in (told, union):
+        learner.learn(stream)
+        # one word tells the label; chance is 0.42 told the task, 0.14 not
+        assert np.mean([learner.evaluate(data).accuracy for data in stream]) > 0.5
+    texts = stream[1].texts("eval")
+    logits = told.logits(texts)
+    assert logits.shape == (len(texts), 3, 4) and logits.dtype == np.float32
+    assert (np.isfinite(logits).sum((0, 2)) == len(texts) * np.array([2, 4, 2])).all()
+    np.testing.assert_array_equal(union.logits(texts), logits)
+    wrong = ["imdb"] * len(texts)
+    best = [stream[0].task.label_names[k] for k in logits[:, 0].argmax(1)]
+    assert list(told.predict(texts, wrong)) == best
+    assert list(union.predict(texts, wrong)) == list(union.predict(texts, ["agnews"] * len(texts)))
+    assert -1 in np.concatenate([union.evaluate(data).labels for data in stream])
+    assert told.trained_parameters == 8 * (told._coef.shape[1] + 1)
+    assert told.stored_bytes > 4 * told.trained_parameters and told.updates == 0
+    assert list(told.predict([], [])) == list(union.predict([], [])) == []
+    with pytest.raises(SkillStackError, match="'agnws' was not learned.*agnews"):
+        told.predict(["a"], ["agnws"])
+
+
+def test_lda_is_the_textbooks_with_the_covariance_within_pairs(backbone, stream, config):
+    learner = FrozenLDA(backbone, config)
+    learner.learn(stream)
+    states = [backbone.embed(data.texts("train"), config.max_length) for data in stream]
+    states = np.vstack(states).astype(np.float64)  # (texts, 3 depths, 32)
+    features = (states / np.linalg.norm(states, axis=2, keepdims=True)).reshape(len(states), -1)
+    starts = zip([0, 2, 6], stream, strict=True)
+    pairs = np.concatenate([start + data.labels("train") for start, data in starts])
+    means = np.array([features[pairs == k].mean(0) for k in range(8)])
+    apart = features - means[pairs]
+    coef = baselines.discriminants(apart.T @ apart, means, len(features))
+    np.testing.assert_allclose(learner._coef, coef, rtol=1e-6, atol=1e-8 * np.abs(coef).max())
+    scores = features @ coef.T - (coef * means).sum(1) / 2
+    logits = learner.logits(stream[1].texts("train"))
+    own = np.split(scores, np.cumsum([len(data.train) for data in stream])[:-1])[1]
+    logits = logits[np.isfinite(logits)].reshape(-1, 8)
+    np.testing.assert_allclose(logits, own, rtol=1e-4, atol=1e-3)
+
+
+def test_lda_learns_task_after_task_in_any_order(backbone, stream, config):
+    whole, parts = FrozenLDA(backbone, config), FrozenLDA(backbone, config)
+    whole.learn(stream)
+    for data in stream[::-1]:
+        parts.learn([data])
+    texts = stream[0].texts("eval")
+    order = [6, 7, 2, 3, 4, 5, 0, 1]  # pairs: 2, 4 and 2 of the three tasks, from the last
+    scale = np.abs(whole._coef).max()
+    assert np.abs(parts._coef[np.argsort(order)] - whole._coef).max() < 1e-8 * scale
+    np.testing.assert_allclose(parts._intercept, whole._intercept[order], rtol=1e-8)
+    np.testing.assert_allclose(parts.logits(texts)[:, ::-1], whole.logits(texts), rtol=1e-5)
+    with pytest.raises(SkillStackError, match="'imdb' was learned before"):
+        parts.learn(stream[:1])
+
+
+def test_a_label_without_a_row_is_never_lda_s_answer(backbone, stream, config):
+    some = stream[1].train[stream[1].train["label"] != 2]
+    learner = FrozenLDA(backbone, config)
+    learner.learn([stream[0], dataclasses.replace(stream[1], train=some)])
+    logits = learner.logits(stream[1].texts("eval"))
+    assert (logits[:, 1, 2] == -np.inf).all() and np.isfinite(logits[:, 1, [0, 1, 3]]).all()
 
 
 def test_an_unknown_or_repeated_task_is_one_line(backbone, stream, config):

@@ -12,7 +12,7 @@ from skillstack_helpers.routers import (
 )
 from skillstack_helpers.routers import trunk as module
 from skillstack_helpers.routers.ngrams import hash_strings
-from skillstack_helpers.routers.trunk import TrunkRouter, _discriminants, _sketch, _Sums
+from skillstack_helpers.routers.trunk import TrunkRouter, _sketch, _Sums, discriminants
 
 COLUMNS = 1 << 6  # of n-grams: small, for speed
 WIDTH = 4 * 6 + COLUMNS
@@ -66,16 +66,16 @@ def test_discriminants_by_hand():
     # Uncorrelated: nothing tells the covariance from one without correlations, so each mean is
     # divided by the variances, 4 and 1.
     means = np.array([[0.02, 0.0], [0.0, 0.01]])
-    alone = _discriminants(np.diag([40.0, 10.0]), means, texts=10)
+    alone = discriminants(np.diag([40.0, 10.0]), means, texts=10)
     assert alone == pytest.approx(np.array([[0.005, 0], [0, 0.01]]), rel=1e-6)
     # Correlation 1/2, two features, 18 texts of 2 frames: squares 2.5, trace 2, so shrinkage is
     # (0 * 2.5 + 4) / ((16 + 1 - 1) * (2.5 - 4 / 2)) = 1/2 and the inverse of [[1, 1/4], [1/4, 1]]
     # is 16/15 [[1, -1/4], [-1/4, 1]].
     within = np.array([[18.0, 9.0], [9.0, 18.0]])
-    joined = _discriminants(within, 0.015 * np.eye(2), texts=18)
+    joined = discriminants(within, 0.015 * np.eye(2), texts=18)
     assert joined == pytest.approx(np.array([[0.016, -0.004], [-0.004, 0.016]]), rel=1e-6)
     # So few texts that their covariance says nothing: correlations are left out.
-    few = _discriminants(np.array([[4.0, 2.0], [2.0, 4.0]]), 0.015 * np.eye(2), texts=4)
+    few = discriminants(np.array([[4.0, 2.0], [2.0, 4.0]]), 0.015 * np.eye(2), texts=4)
     assert few == pytest.approx(0.015 * np.eye(2), rel=1e-6)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,17 +13,25 @@ import pandas as pd
 
 from .. import metrics
 from ..answers import Answers
+from ..backbones import Backbone
+from ..ensemble import Mixture
 from ..errors import SkillStackError
-from ..heads import Evaluation
 from ..routers import save_router
 from ..stack import SkillStack
 from ..tasks import TaskData
 from .experiment import load_stream
 from .names import name
 from .parameters import METHODS, RunConfig
+from .predictions import Predictions, kept
 from .runs import Run
 
-PENALTY = {"ewc": "ewc", "ewc_replay": "ewc", "olora": "olora"}  # method -> whose strength it has
+# What is searched, and which methods then have it: the strength of a penalty, a learning rate.
+SEARCHED = {
+    "ewc": ("ewc", "ewc_replay"),
+    "ewc_online": ("ewc_online",),
+    "olora": ("olora",),
+    "joint_wide": ("joint_wide",),
+}
 VALIDATION_ROWS = 64  # routing rows per task that a search is judged on
 
 # ---------------------------------------------------------------------- which methods
@@ -43,11 +52,15 @@ def possible(learners: Mapping[str, Callable], config: RunConfig) -> list[str]:
     return found
 
 
-def strengths(methods: Iterable[str], config: RunConfig) -> dict[str, float | None]:
-    """The penalties of these methods and their strengths; None: to be searched."""
-    given = {"ewc": config.ewc_strength, "olora": config.olora_strength}
-    needed = {PENALTY[method] for method in methods if method in PENALTY}
-    return {penalty: value for penalty, value in given.items() if penalty in needed}
+def given(methods: Iterable[str], config: RunConfig) -> dict[str, float | None]:
+    """What must be searched for these methods, and its value where the config has it."""
+    values = {
+        "ewc": config.ewc_strength,
+        "ewc_online": config.ewc_online_strength,
+        "olora": config.olora_strength,
+        "joint_wide": config.joint_wide_lr,
+    }
+    return {what: values[what] for what, users in SEARCHED.items() if {*users} & {*methods}}
 
 
 # ---------------------------------------------------------------------- the search
@@ -55,7 +68,8 @@ def strengths(methods: Iterable[str], config: RunConfig) -> dict[str, float | No
 
 def validation_stream(config: RunConfig) -> list[TaskData]:
     """The stream with a quarter of the training rows, judged on routing rows."""
-    few = load_stream(config, n_train=max(1, config.n_train // 4))
+    few = dataclasses.replace(config, train_on_router=False)
+    few = load_stream(few, n_train=max(1, config.n_train // 4))
     return [dataclasses.replace(data, eval=data.router.head(VALIDATION_ROWS)) for data in few]
 
 
@@ -67,7 +81,7 @@ def searched(run: Run, grid: Mapping[str, Sequence[float]]) -> pd.DataFrame:
 
 
 def best(found: pd.DataFrame) -> dict[str, float]:
-    """The strength of each penalty that came out best at the end; of equals the first."""
+    """The value of each that came out best at the end; of equals the first."""
     rows = found.loc[found.groupby("method")["final"].idxmax()]
     return dict(zip(rows["method"], rows["strength"].astype(float), strict=True))
 
@@ -75,47 +89,101 @@ def best(found: pd.DataFrame) -> dict[str, float]:
 # ---------------------------------------------------------------------- what is recorded
 
 
-def routed(
-    answers: Answers,
-    picked: np.ndarray,
-    final: Mapping[str, Evaluation],
-    predict: Callable[[Sequence[str], np.ndarray], np.ndarray],
+def worth_asking(
+    label_names: Mapping[str, Sequence[str]], tasks: np.ndarray, routed: np.ndarray | None = None
 ) -> np.ndarray:
-    """Whether each text is answered correctly under the head that the router picked, bool (n,).
-
-    picked: frame names, (n,). final: evaluations at the end, by task: they hold the answers under
-    a text's own head, so that `predict` (texts, tasks -> label names) is asked about the misrouted
-    texts only.
-    """
-    correct = np.concatenate([final[task].labels for task in dict.fromkeys(answers.tasks)])
-    correct = correct == answers.labels
-    misrouted = np.flatnonzero(picked != answers.tasks)
-    again = predict([answers.texts[i] for i in misrouted], picked[misrouted])
-    correct[misrouted] = again == answers.label_names[misrouted]
-    return correct
+    """Which frames any mixture could need about texts of these tasks, bool (n, frames): the family
+    of the text's own, and whatever a router leaves open. routed: P(frame | text), (n, frames)."""
+    own = tasks[:, None] == np.array(list(label_names), dtype=object)
+    family = Mixture(label_names, "family")
+    asked = family.asked(own.astype(float))
+    return asked if routed is None else asked | (routed >= 0.01) | family.asked(routed)
 
 
-def record_accuracy(
-    run: Run, stream: Sequence[TaskData], answers: Answers, correct: np.ndarray
+def record_answers(
+    run: Run,
+    stream: Sequence[TaskData],
+    said: Predictions,
+    picked: np.ndarray,
+    routed: np.ndarray | None,
+    mixture: Mixture | None,
 ) -> None:
-    """The metrics of the run's accuracy matrix, told the task, and of the routed answers.
+    """What is right at the end: told the task (of the accuracy matrix, with its metrics), under
+    the head or frame that the router picked, and by the mixture of all.
 
-    correct: whether each text is answered correctly under the head (or frame) that was picked.
+    picked: frame names, (n,). routed: the router's P(frame | text), (n, frames). mixture: None for
+    a method that is told nothing and needs no router: `picked` is what it chose itself.
     """
-    matrix, by_task, n = run.matrix(stream), answers.accuracy(correct), len(correct)
-    told = run.method != "tfidf_union"  # which is told no task
-    for data in stream:
-        on = {"eval_task": data.name, "n": len(data.eval)}
-        run.record("routed", by_task[data.name], router=run.config.router, **on)
-        if told:
-            run.record("final", matrix.iloc[-1][data.name], **on)
-    run.record("routed", by_task.mean(), n=n)
-    if told:
+    matrix, n, by = run.matrix(stream), len(said.labels), {"router": run.config.router}
+    found = {"routed": said.right(picked)}
+    if mixture is not None:
+        found["mixed"] = said.mixed(mixture, routed)
+    for metric, right in found.items():
+        tasks = said.mean(right)
+        for data in stream:
+            run.record(metric, tasks[data.name], eval_task=data.name, n=len(data.eval), **by)
+        run.record(metric, tasks.mean(), n=n)
+    if mixture is not None:
+        for data in stream:
+            right = matrix.iloc[-1][data.name]
+            run.record("final", right, eval_task=data.name, n=len(data.eval))
         run.record("acc", metrics.average_accuracy(matrix), n=n)
     if matrix.iloc[0].notna().any():  # learned one by one
         run.record("bwt", metrics.backward_transfer(matrix), n=n)
         run.record("forgetting", metrics.forgetting(matrix), n=n)
     run.save("matrix.csv", matrix)
+
+
+def record_learner(
+    run: Run,
+    stream: Sequence[TaskData],
+    splits: Mapping[str, Answers],
+    learner,
+    router,
+    routes: pd.DataFrame,
+    backbone: Backbone,
+    texts: Sequence[str],
+) -> None:
+    """All that is recorded of a learner of `baselines` at the end.
+
+    splits: ``eval`` and ``router`` rows. routes: where the router sends the evaluation rows, with
+    P(frame | text) in columns ``P:<frame>``. texts: that the speed is measured on.
+    """
+    union = getattr(learner, "union", False)  # told nothing, and needs no router
+
+    def ask(split: str) -> np.ndarray:
+        return learner.logits(splits[split].texts)
+
+    said = kept(run, splits, learner.label_names, ask, union)
+    mixture = None if union else said["router"].mixture()
+    picked = said["eval"].most_sure() if union else routes["frame"].to_numpy(object)
+    record_answers(run, stream, said["eval"], picked, chances(routes), mixture)
+    size = learner.trained_parameters, learner.stored_bytes
+    record_costs(run, *size, learner.seconds, learner.updates)
+
+    def answer(texts):
+        return learner.predict(texts, None if union else router.predict(texts))
+
+    def mixed(texts):
+        return mixture.predict(learner.logits(texts), router.predict_proba(texts))
+
+    ways = {"answer_ms": answer} | ({} if union else {"mixed_ms": mixed})
+    record_speed(run, backbone, texts, **ways)
+
+
+def chances(routes: pd.DataFrame) -> np.ndarray:
+    """P(frame | text), (n, frames), of a table of routes."""
+    return routes[[name for name in routes if name.startswith("P:")]].to_numpy()
+
+
+def record_speed(run: Run, backbone: Backbone, texts: Sequence[str], **ask: Callable) -> None:
+    """Milliseconds to answer a text, each way asked about the same texts, nothing of which is kept.
+    ask: metric -> a function of the texts."""
+    for metric, answer in ask.items():
+        backbone.forget()
+        start = time.perf_counter()
+        answer(list(texts))
+        run.record(metric, 1000 * (time.perf_counter() - start) / len(texts), unit="ms")
 
 
 def record_forgetting(run: Run, stream: Sequence[TaskData]) -> None:
@@ -141,21 +209,10 @@ def record_costs(
 
 def frame_costs(stack: SkillStack) -> tuple[int, int, float, int]:
     """Of all frames: parameters, bytes, seconds and updates."""
-    weights = [part for frame in stack.frames for part in frame.weights()]
-    trained = sum(w.numel() for part in weights for w in part.values())
-    return trained, sum(frame.nbytes for frame in stack.frames), *_spent(stack)
-
-
-def latest_costs(stack: SkillStack) -> tuple[int, int, float, int]:
-    """Of the latest adapter with the heads of all tasks: parameters, bytes, seconds, updates."""
-    heads = sum(w.numel() for frame in stack.frames for w in frame.weights().head.values())
-    trained = heads + sum(w.numel() for w in stack.frames[-1].weights().lora.values())
-    return trained, 4 * trained, *_spent(stack)
-
-
-def _spent(stack: SkillStack) -> tuple[float, int]:
     frames = stack.frames
-    return sum(frame.seconds for frame in frames), sum(len(frame.losses) for frame in frames)
+    trained = sum(w.numel() for frame in frames for part in frame.weights() for w in part.values())
+    steps = sum(len(frame.losses) for frame in frames)
+    return trained, sum(f.nbytes for f in frames), sum(f.seconds for f in frames), steps
 
 
 def adapter_bytes(stack: SkillStack) -> int:

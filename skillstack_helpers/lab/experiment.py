@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,11 +26,16 @@ INSPECTED = ("hybrid_chain", "centroid")  # fitted for the inspector where a sta
 
 
 def load_stream(config: RunConfig, **budget: int) -> list[TaskData]:
-    """The rows of the stream's tasks; budget: `n_train`, `n_router` or `n_eval` to override."""
+    """The rows of the stream's tasks; budget: `n_train`, `n_router` or `n_eval` to override. With
+    `train_on_router` the routing rows are training rows too."""
     counts = {n: getattr(config, n) for n in ("n_train", "n_router", "n_eval")} | budget
     names = progress(config.task_names, "load rows", "task")
     where = {"source": config.source, "data_dir": config.data_dir}
-    return [load_task(name, **counts, seed=config.seed, **where) for name in names]
+    stream = [load_task(name, **counts, seed=config.seed, **where) for name in names]
+    if not config.train_on_router:
+        return stream
+    every = [pd.concat([data.train, data.router], ignore_index=True) for data in stream]
+    return [dataclasses.replace(d, train=rows) for d, rows in zip(stream, every, strict=True)]
 
 
 def stream_table(stream: Sequence[TaskData]) -> pd.DataFrame:

@@ -29,10 +29,15 @@ METHODS = (  # of notebook 04, in the order they are run
     "sequential",
     "tfidf",
     "tfidf_union",
+    "lda",
+    "lda_union",
     "joint",
+    "joint_wide",
+    "joint_shared",
     "independent",
     "replay",
     "ewc",
+    "ewc_online",
     "olora",
     "ewc_replay",
     "generative_replay",
@@ -40,6 +45,8 @@ METHODS = (  # of notebook 04, in the order they are run
 # Parameters that only some methods read, and which: runs of other methods do not depend on them.
 _OF_METHODS = {
     "ewc_strength": ("ewc", "ewc_replay"),
+    "ewc_online_strength": ("ewc_online",),
+    "joint_wide_lr": ("joint_wide",),
     "olora_strength": ("olora",),
     "buffer_size": ("replay", "ewc_replay", "generative_replay"),
     "n_held_back": ("compression",),
@@ -104,7 +111,12 @@ class RunConfig(TrainingConfig):
     threshold: float = 0.0  # margin a frame needs to answer in the chain walk
     methods: str | None = None  # names from METHODS, comma between; None: all that fit
     ewc_strength: float | None = None  # λ of EWC's penalty; None: searched on routing rows
+    ewc_online_strength: float | None = None  # λ of online EWC; None: searched on routing rows
     olora_strength: float | None = None  # O-LoRA's λ1; None: searched on routing rows
+    joint_wide_lr: float | None = (
+        None  # of joint training at rank 64; None: searched on routing rows
+    )
+    train_on_router: bool = False  # routing rows, with their labels, are training rows too
     buffer_size: int = 200  # rows that replay may keep
     n_held_back: int = 512  # rows per task that only the rule of pruning.py sees
     max_loss_pp: float = 1.0  # points of accuracy that compression may cost
@@ -138,7 +150,13 @@ class RunConfig(TrainingConfig):
         if not self.output_dir.strip():
             raise SkillStackError("output_dir must name a folder, got an empty string")
         check_at_least(self, 1, "n_train", "n_router", "n_eval", "buffer_size", "n_held_back")
-        for name in ("ewc_strength", "olora_strength", "max_loss_pp"):
+        for name in (
+            "ewc_strength",
+            "ewc_online_strength",
+            "olora_strength",
+            "joint_wide_lr",
+            "max_loss_pp",
+        ):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise SkillStackError(f"{name} must not be negative, got {value}")
 

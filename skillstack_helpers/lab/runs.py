@@ -237,6 +237,9 @@ def open_run(
     or renamed in, or another process works in it.
     """
     folder = placed(config.output_dir) / run_id(config, stream, backbone, method)
+    if asks := os.environ.get("SKILLSTACK_OPENED"):  # a sweep: which runs does the notebook open?
+        with open(asks, "a") as opened:
+            opened.write(f"{folder}\n")
     run = Run(folder, config, method, _model(backbone))
     path = folder / "run.json"
     if not path.exists() or read_facts(folder)["status"] != "finished":

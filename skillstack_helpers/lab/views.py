@@ -21,13 +21,13 @@ from ..tasks import TASKS, TaskData, template_fields
 
 
 def chain_table(stack: SkillStack) -> pd.DataFrame:
-    """The chain, latest frame first: task, parent, number of labels, accuracy, bytes, and whether
+    """All frames, latest first (of a chain, each behind its child): task, parent, number of labels, accuracy, bytes, and whether
     every file on disk is what was saved. A dropped frame is listed with the frame that answers
     for it."""
     if not stack.frames:
         raise SkillStackError("the stack has no frame yet")
     rows = []
-    for frame in stack.chain():
+    for frame in reversed(stack.frames):
         try:
             stack.copy([frame]).verify()
             intact = "yes" if frame.folder else "not saved"

@@ -305,7 +305,7 @@ class Inspector:
         except SkillStackError as error:  # the rows are not at hand; everything else still is
             missing = f"; none could be fitted: {error}"
         self.stack = None  # no callback works on half of this stack and half of the last
-        names = [frame.name for frame in stack.chain()]
+        names = [frame.name for frame in reversed(stack.frames)]
         self.second.value = ""
         for box, options, place in (
             (self.router, list(routers), 0),
@@ -493,7 +493,7 @@ class Inspector:
         if self.stack is not None:
             chosen = self.second.value
             self.second_stack = open_stack(chosen, self.backbones) if chosen else self.stack
-            self.other.options = [frame.name for frame in self.second_stack.chain()]
+            self.other.options = [frame.name for frame in reversed(self.second_stack.frames)]
             self.show_compared()
 
     @guarded("Compare")

@@ -162,11 +162,11 @@ class _Sums(NamedTuple):
         for moments, weight in ((self.states, 1.0), (self.ngrams, _NGRAM_WEIGHT)):
             block = slice(start, start := start + len(moments))
             within = moments - self.totals[:, block].T @ means[:, block]
-            coef[:, block] = weight * _discriminants(within, means[:, block], self.counts.sum())
+            coef[:, block] = weight * discriminants(within, means[:, block], self.counts.sum())
         return coef, -(coef * means).sum(1) / 2
 
 
-def _discriminants(within: np.ndarray, means: np.ndarray, texts: float) -> np.ndarray:
+def discriminants(within: np.ndarray, means: np.ndarray, texts: float) -> np.ndarray:
     """Means of the frames (frames, d) over the covariance within frames, shrunk: (frames, d).
 
     within: the sum of squares of that covariance, (d, d), over so many texts.
