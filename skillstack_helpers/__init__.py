@@ -22,6 +22,7 @@ _HOME = {
     "TrunkRouter make_router save_router load_router",
     "bitstack": "BitStack",
     "answers": "Answers",
+    "pruning": "second_look",
     "ensemble": "Mixture",
     "lab.parameters": "RunConfig repo_root",
     "lab.runs": "open_run load_runs",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # for editors
     from .lab.parameters import RunConfig, repo_root
     from .lab.runs import load_runs, open_run
     from .loading import load_backbone
+    from .pruning import second_look
     from .routers import (
         HybridChainRouter,
         HybridEmbedRouter,

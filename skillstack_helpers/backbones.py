@@ -399,6 +399,18 @@ class Backbone:
         self._embedded.clear()
         self.trunk.clear()
 
+    @contextlib.contextmanager
+    def afresh(self) -> Iterator[None]:
+        """A context in which nothing is known of any text, as after `forget`; what was known before
+        is known again afterwards."""
+        known = self._tokens, self._embedded, self.trunk
+        self._tokens, self._embedded = {}, {}
+        self.trunk = trunk.Kept(self.trunk.most_bytes, self.trunk.folder)
+        try:
+            yield
+        finally:
+            self._tokens, self._embedded, self.trunk = known
+
     # -------------------------------------------------------------- the LoRA slot
 
     @contextlib.contextmanager

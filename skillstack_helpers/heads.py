@@ -42,9 +42,13 @@ class _Head:
         data: TaskData,
         config: TrainingConfig,
         rng: np.random.Generator,
+        targets: np.ndarray | None = None,
     ) -> list[float]:
-        """Train the backbone's slot (and the head) on a task; returns the loss of every step."""
-        loss, lengths = self.loss(data, config.max_length)
+        """Train the backbone's slot (and the head) on a task; returns the loss of every step.
+
+        targets: probabilities (rows, classes) to learn in place of the training rows' labels.
+        """
+        loss, lengths = self.loss(data, config.max_length, targets)
         parameters = [*self.backbone.lora_parameters.values(), *self.parameters()]
         hardware.advise(self.backbone, config)
         return training.train(
@@ -99,11 +103,14 @@ class LinearHead(_Head):
         named = self.layer.named_parameters()
         return {name: p.detach().to("cpu", copy=True) for name, p in named}
 
-    def loss(self, data: TaskData, max_length: int) -> tuple[Callable, list[int]]:
+    def loss(
+        self, data: TaskData, max_length: int, targets: np.ndarray | None = None
+    ) -> tuple[Callable, list[int]]:
         """Mean cross-entropy of training rows, as ``loss(rows)``, and the rows' lengths."""
         rows = self.backbone.inputs(data.texts("train"), max_length, together=True)
         owners = np.zeros(len(rows), dtype=np.int64)
-        loss = classification_loss([self], rows, data.labels("train"), owners)
+        labels = data.labels("train") if targets is None else targets
+        loss = classification_loss([self], rows, labels, owners)
         return loss, list(map(len, rows))
 
     @torch.inference_mode()
@@ -142,9 +149,10 @@ def classification_loss(
     heads: Sequence[LinearHead], inputs: Sequence, labels: np.ndarray, owners: np.ndarray
 ) -> Callable[[np.ndarray], Tensor]:
     """``loss(rows)``: mean cross-entropy, each row under the head (an index, (n,)) that owns it.
-    inputs: of `Backbone.inputs`."""
+    inputs: of `Backbone.inputs`. labels: ids (n,), or of one head probabilities (n, classes)."""
     backbone = heads[0].backbone
-    targets = torch.tensor(labels, dtype=torch.int64, device=backbone.device)
+    dtype = torch.int64 if labels.ndim == 1 else torch.float32
+    targets = torch.tensor(labels, dtype=dtype, device=backbone.device)
 
     def loss(rows: np.ndarray) -> Tensor:
         features = _features(backbone, inputs, rows)
@@ -237,9 +245,13 @@ class PromptHead(_Head):
         end = np.array([self.backbone.tokenizer.eos_token_id], dtype=np.int32)
         return np.concatenate([self._ids(f" {label_word(label)}"), end])
 
-    def loss(self, data: TaskData, max_length: int) -> tuple[Callable, list[int]]:
+    def loss(
+        self, data: TaskData, max_length: int, targets: np.ndarray | None = None
+    ) -> tuple[Callable, list[int]]:
         """Mean cross-entropy of the answers' tokens, as ``loss(rows)``, and the rows' lengths;
         prompts carry no loss."""
+        if targets is not None:
+            raise SkillStackError("a frame that writes learns label words and no probabilities")
         backbone = self.backbone
         prompts = self.encode(data.texts("train"), max_length)
         words = [self.answer_ids(label) for label in data.task.label_names]

@@ -53,11 +53,12 @@ def parent_scores(stack: SkillStack, data: TaskData) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index", columns=list(CRITERIA), dtype=float)
 
 
-def best_parent(stack: SkillStack, data: TaskData, by: str = "logme") -> str | None:
+def best_parent(stack: SkillStack, data: TaskData, by: str = "leep") -> str | None:
     """The frame with the best score for a task; None for an empty stack: a new adapter.
 
-    by: a column of `parent_scores`. ``accuracy`` falls back to ``logme`` where no frame has the
-    task's label names.
+    by: a column of `parent_scores`. ``accuracy`` falls back to ``leep`` where no frame has the
+    task's label names. Not clearly better than the latest frame where it was measured: docs/log.md,
+    «The second look».
     """
     checked_name(by, CRITERIA, "criterion")
     return pick(parent_scores(stack, data), by) if stack.frames else None
@@ -65,7 +66,7 @@ def best_parent(stack: SkillStack, data: TaskData, by: str = "logme") -> str | N
 
 def pick(scores: pd.DataFrame, by: str) -> str:
     """The best of some rows of `parent_scores`."""
-    column = scores[by] if scores[by].notna().any() else scores["logme"]
+    column = scores[by] if scores[by].notna().any() else scores["leep"]
     return str(column.idxmax())
 
 

@@ -16,7 +16,7 @@ from .errors import SkillStackError, checked_name
 from .frames import Frame
 from .parents import BEST, CRITERIA, parent_scores, pick
 from .progress import progress
-from .stack import SkillStack
+from .stack import LATEST, SkillStack
 from .tasks import TaskData
 
 
@@ -118,20 +118,22 @@ def second_look(
     data: TaskData,
     config: TrainingConfig,
     held_back: Answers,
-    parent: str | None = BEST,
-    by: str = "logme",
+    parent: str | None = LATEST,
+    by: str = "leep",
     max_loss_pp: float = 0.0,
     confidence: float = 0.95,
+    targets: np.ndarray | None = None,
 ) -> SkillStack:
-    """Learn an old task again, as a new frame that starts from a better parent, and let that frame
+    """Learn an old task again, as a new frame that starts from another parent, and let that frame
     answer for the old one if it answers better.
 
-    The new frame (``imdb-2``) has the task's own training rows and starts from `parent`, by default
-    the best by `parents.parent_scores`, column `by`, on the task's routing rows. It is kept, and
-    the old one dropped, if the upper confidence bound (one-sided, `confidence`) of the loss against
+    The new frame (``imdb-2``) is trained on the task's own rows, and starts from `parent` as in
+    `SkillStack.grow`, or from the best one (`parents.BEST`) by `parents.parent_scores`, column
+    `by`, on the task's routing rows. It is kept, and the old one dropped, if the upper confidence bound (one-sided, `confidence`) of the loss against
     the stack as it was does not exceed `max_loss_pp`, on `held_back` as in `prune`: with 0, only a
     gain that is proven. Otherwise the stack comes back with the decision alone. All other frames
-    answer as before, to the last bit; `undo` brings the old one back.
+    answer as before, to the last bit; `undo` brings the old one back. targets: as in
+    `SkillStack.grow`.
     """
     if data.name not in stack:
         raise SkillStackError(f"task {data.name!r} has no frame yet: grow the stack first")
@@ -151,7 +153,8 @@ def second_look(
     while (name := f"{data.name}-{tried}") in stack:
         tried += 1
     grown = stack.copy()
-    frame = grown.grow(data, config, old.prompt, parent=parent, name=name)
+    how = {"parent": parent, "name": name, "targets": targets}
+    frame = grown.grow(data, config, old.prompt, **how)
     trial = drop(grown, old.name, to=name)
     noted = {"kind": "second_look", "parent": frame.parent, **noted, **rule.test(trial)}
     if noted["accepted"]:

@@ -138,6 +138,7 @@ class SkillStack:
         *,
         parent: str | None = LATEST,
         name: str | None = None,
+        targets: np.ndarray | None = None,
     ) -> Frame:
         """Train on a task, freeze, append.
 
@@ -147,12 +148,21 @@ class SkillStack:
         frame is evaluated on the task's own evaluation rows before it is frozen.
 
         name: of the frame, default the task's. Under another one a task can be learned again.
+        targets: probabilities (training rows, classes) to learn in place of the rows' labels, such
+        as those of a `Mixture` (distillation, Hinton et al. 2015).
         """
+        labels = data.task.label_names
+        if targets is not None:
+            targets = np.asarray(targets, dtype=np.float32)
+            shape = (len(data.train), len(labels))
+            if targets.shape != shape or not np.allclose(targets.sum(1), 1, atol=1e-3):
+                raise SkillStackError(
+                    f"targets must be {shape}, rows summing to 1, got {targets.shape}"
+                )
         name = check_frame_name(data.name if name is None else name)
         if name in self:
             raise SkillStackError(f"frame {name!r} is already in the stack")
         backbone, start_from = self.backbone, self._parent(parent)
-        labels = data.task.label_names
         if prompt is not None:
             head = PromptHead(backbone, labels, prompt)
         first = backbone.layer_number(config.first_adapted_layer)
@@ -165,7 +175,7 @@ class SkillStack:
             if prompt is None:
                 head = LinearHead(backbone, labels)
             start = time.perf_counter()
-            losses = head.train(data, config, rng)
+            losses = head.train(data, config, rng, targets)
             seconds = time.perf_counter() - start
         evaluated = head.evaluate(data, config.max_length)
         rows = {"source": data.source, "fingerprint": data.fingerprint}

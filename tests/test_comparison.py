@@ -6,8 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skillstack_helpers import Answers, RunConfig, SkillStackError, baselines
-from skillstack_helpers.lab import comparison
+from skillstack_helpers import (
+    Answers,
+    Mixture,
+    RunConfig,
+    SkillStackError,
+    TrainingConfig,
+    baselines,
+)
+from skillstack_helpers.lab import comparison, predictions
+from skillstack_helpers.lab.runs import Run
 from skillstack_helpers.routers import make_router
 
 
@@ -51,11 +59,11 @@ def test_what_the_backbone_cannot_do_is_left_out_unless_it_was_asked_for(capsys)
         comparison.possible(learners, RunConfig(methods="ewc,generative_replay"))
 
 
-def test_strengths_are_of_the_penalties_that_are_needed():
+def test_only_what_is_needed_is_searched():
     config = RunConfig(olora_strength=0.5)
-    assert comparison.strengths(["replay"], config) == {}
-    found = comparison.strengths(["ewc_replay", "olora", "joint"], config)
-    assert found == {"ewc": None, "olora": 0.5}
+    assert comparison.given(["replay"], config) == {}
+    found = comparison.given(["ewc_replay", "olora", "joint", "joint_wide"], config)
+    assert found == {"ewc": None, "olora": 0.5, "joint_wide": None}
 
 
 def test_the_best_strength_is_that_of_the_end_and_of_equals_the_first():
@@ -70,38 +78,79 @@ def test_the_best_strength_is_that_of_the_end_and_of_equals_the_first():
     assert comparison.best(tied.reset_index(drop=True)) == {"ewc": 100}
 
 
-def test_only_misrouted_texts_are_asked_again():
-    answers, asked = two_tasks(), []
-
-    def predict(texts, tasks):
-        asked.extend(zip(texts, tasks, strict=True))
-        return np.array(["negative", "positive"], dtype=object)
-
-    final = {"imdb": SimpleNamespace(labels=np.array([1, 1]))}
-    final["agnews"] = SimpleNamespace(labels=np.array([1, 1]))
-    picked = np.array(["imdb", "agnews", "agnews", "imdb"], dtype=object)
-    correct = comparison.routed(answers, picked, final, predict)
-    assert asked == [("bad", "agnews"), ("oil", "imdb")]
-    # good: correct under its head; bad: misrouted, the name is correct; goal: correct
-    assert correct.tolist() == [True, True, True, False]
+NAMES = {"imdb": ("negative", "positive"), "agnews": ("sports", "business", "world")}
 
 
-def test_accuracy_is_kept_told_the_task_and_routed():
+def said(*rows, tasks=("imdb", "imdb", "agnews", "agnews"), labels=(1, 0, 0, 1)):
+    """What two heads say of four texts: a row of probabilities each."""
+    logits = np.full((len(rows), 2, 3), -np.inf, np.float32)
+    logits[:, 0, :2] = [np.log(row[0]) for row in rows]
+    logits[:, 1] = [np.log(row[1]) for row in rows]
+    return predictions.Predictions(np.array(tasks, object), np.array(labels), logits, NAMES)
+
+
+SAID = said(
+    ((0.2, 0.8), (0.1, 0.8, 0.1)),  # positive: right
+    ((0.3, 0.7), (0.5, 0.3, 0.2)),  # negative: wrong
+    ((0.9, 0.1), (0.7, 0.2, 0.1)),  # sports: right
+    ((0.9, 0.1), (0.6, 0.3, 0.1)),  # business: wrong
+)
+
+
+def test_accuracy_is_kept_told_the_task_routed_and_mixed():
     matrix = pd.DataFrame([[0.9, np.nan], [0.5, 0.8]], ["imdb", "agnews"], ["imdb", "agnews"])
-    correct = np.array([True, False, True, True])
     run = Kept(matrix=matrix)
-    comparison.record_accuracy(run, STREAM, two_tasks(), correct)
+    picked = np.array(["imdb", "imdb", "imdb", "agnews"], dtype=object)
+    routed = np.array([[0.9, 0.1], [1, 0], [0.4, 0.6], [0, 1]])
+    comparison.record_answers(run, STREAM, SAID, picked, routed, Mixture(NAMES, "own"))
     assert run.values == pytest.approx(
         {
-            ("routed", "imdb"): 0.5, ("routed", "agnews"): 1.0, ("routed", ""): 0.75,
+            # Sports was sent to imdb, and cannot be right there; mixed, 0.6 * 0.7 > 0.4 * 0.9.
+            ("routed", "imdb"): 0.5, ("routed", "agnews"): 0.0, ("routed", ""): 0.25,
+            ("mixed", "imdb"): 0.5, ("mixed", "agnews"): 0.5, ("mixed", ""): 0.5,
             ("final", "imdb"): 0.5, ("final", "agnews"): 0.8, ("acc", ""): 0.65,
             ("bwt", ""): -0.4, ("forgetting", ""): 0.4,
         }
     )  # fmt: skip
     run = Kept("tfidf_union", matrix.assign(imdb=[np.nan, 0.5]))  # told nothing, all at once
-    comparison.record_accuracy(run, STREAM, two_tasks(), correct)
+    comparison.record_answers(run, STREAM, SAID, SAID.most_sure(), None, None)
     assert {metric for metric, _ in run.values} == {"routed"}
     assert list(run.saved) == ["matrix.csv"]
+
+
+def test_frames_worth_asking_are_the_family_and_what_the_router_leaves_open():
+    names = {"imdb": ("no", "yes"), "sst2": ("yes", "no"), "agnews": ("sports", "world")}
+    tasks = np.array(["imdb", "agnews", "agnews"], object)
+    assert comparison.worth_asking(names, tasks).tolist() == [
+        [True, True, False], [False, False, True], [False, False, True],
+    ]  # fmt: skip
+    routed = np.array([[0.5, 0.0, 0.5], [0.0, 0.03, 0.97], [0.001, 0.004, 0.995]])
+    assert comparison.worth_asking(names, tasks, routed).tolist() == [
+        [True, True, True], [True, True, True], [False, False, True],
+    ]  # fmt: skip
+
+
+def test_predictions_are_kept_without_texts_and_read_back(tmp_path):
+    run = Run(tmp_path, RunConfig(), "frames", "minilm")
+    rows = two_tasks()
+    rows.labels[:] = (1, 0, 0, 1)
+    logits = SAID.logits.copy()
+    logits[1, 1] = np.nan  # agnews was not asked about the second text
+    asked = []
+    how = (run, {"eval": rows, "router": rows}, NAMES)
+    predictions.kept(*how, lambda split: asked.append(split) or logits)
+    found = predictions.kept(*how, None)["eval"]  # read
+    assert asked == ["eval", "router"] and found.label_names == NAMES
+    table = pd.read_parquet(tmp_path / predictions.FILE)
+    assert list(table)[:4] == ["split", "task", "label", "imdb:negative"] and "text" not in table
+    assert (table.dtypes.iloc[3:] == np.float16).all()
+    np.testing.assert_allclose(np.exp(found.logits[0, 0, :2]), [0.2, 0.8], atol=1e-3)
+    assert np.isnan(found.logits[1, 1]).all() and np.isneginf(found.logits[0, 0, 2])
+    assert found.right().tolist() == SAID.right().tolist() == [True, False, True, False]
+    assert found.mean(found.right()).to_dict() == {"imdb": 0.5, "agnews": 0.5}
+    # Of one classifier over all pairs the probabilities sum to 1 over all of them.
+    union = predictions._table({"eval": rows}, NAMES, lambda split: SAID.logits, True)
+    np.testing.assert_allclose(np.exp(union.iloc[:, 3:].astype(float)).sum(1), 1, atol=1e-2)
 
 
 def test_forgetting_is_kept_with_what_was_learned():
@@ -121,8 +170,9 @@ def test_costs_of_a_stack_are_those_of_its_weights(stack):
     assert trained == sum(lora) + sum(heads)
     assert size == sum(frame.nbytes for frame in stack.frames)
     assert updates == sum(len(frame.losses) for frame in stack.frames) and seconds > 0
-    latest = lora[-1] + sum(heads)
-    assert comparison.latest_costs(stack) == (latest, 4 * latest, seconds, updates)
+    latest = baselines.Sequential.of(stack, TrainingConfig(lora_r=4))
+    assert latest.trained_parameters == lora[-1] + sum(heads)
+    assert (latest.seconds, latest.updates) == (seconds, updates)
     assert comparison.adapter_bytes(stack) == 4 * sum(lora)
     run = Kept()
     comparison.record_costs(run, *comparison.frame_costs(stack))

@@ -191,7 +191,9 @@ def test_answers_are_the_mixtures(family, shares):
     chances = mixture.predict_proba(np.where(worth[..., None], logits, np.nan), routed)
     np.testing.assert_allclose(answers["probability"], chances.max(1), atol=1e-4)
     assert list(answers["asked"]) == list(worth.sum(1))
-    for frame, label, name in zip(answers["frame"], answers["label"], answers["label_name"]):
+    for frame, label, name in zip(
+        answers["frame"], answers["label"], answers["label_name"], strict=True
+    ):
         assert stack[frame].label_names[label] == name
 
 

@@ -19,6 +19,7 @@ from skillstack_helpers.heads import instruction
 from skillstack_helpers.lab import views
 from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.parents import (
+    BEST,
     CRITERIA,
     best_parent,
     leep,
@@ -136,7 +137,7 @@ def test_accuracy_compares_label_names(stack, rows):
     both = stack.copy([stack["yelp"], dataclasses.replace(other, name="turned")])
     accuracy = parent_scores(both, rows[1])["accuracy"]
     assert accuracy["turned"] == accuracy["yelp"] > 0.5
-    assert pick(parent_scores(both, rows[4]), "accuracy") == best_parent(both, rows[4], "logme")
+    assert pick(parent_scores(both, rows[4]), "accuracy") == best_parent(both, rows[4], "leep")
 
 
 def test_scores_above_a_trunk_and_of_a_frame_that_writes(decoders, rows):
@@ -227,7 +228,7 @@ def test_a_tree_is_saved_opened_and_adopted(stack, rows, tmp_path):
 
 def test_a_second_look_answers_better_and_can_be_undone(grown, rows, evidence, tmp_path):
     router, held_back = evidence
-    new = second_look(grown, router, rows[0], CONFIG, held_back, by="knn")
+    new = second_look(grown, router, rows[0], CONFIG, held_back, parent=BEST, by="knn")
     assert [f.name for f in new.frames] == ["yelp", "qqp", "sst2", "agnews", "imdb-2"]
     (decision,) = new.decisions
     scores = parent_scores(grown, rows[0])
@@ -272,7 +273,8 @@ def test_no_proof_no_new_frame(grown, rows, evidence):
 def test_two_second_looks_go_back_together(grown, rows, evidence):
     router, held_back = evidence
     args = (router, rows[0], CONFIG, held_back)
-    once = second_look(grown, *args, parent="yelp")
+    once = second_look(grown, *args)
+    assert once.decisions[0]["parent"] == "agnews"  # the latest
     twice = second_look(once, *args, parent="sst2", max_loss_pp=100)
     assert twice["imdb"].name == twice["imdb-2"].name == "imdb-3"
     back = undo(twice, "imdb")

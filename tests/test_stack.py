@@ -99,6 +99,22 @@ def test_opened_and_saved_elsewhere_without_being_used(model_dirs, folder, tmp_p
         assert path.read_bytes() == (tmp_path / "copy" / path.relative_to(folder)).read_bytes()
 
 
+def test_a_frame_learns_probabilities_in_place_of_labels(backbone, stream, config):
+    """Certain ones are the labels; uncertain ones leave it unsure; of others nothing is made."""
+    data = stream[1]
+    one_hot = np.eye(4)[data.labels("train")]
+    labelled, certain, unsure = (SkillStack(backbone) for _ in range(3))
+    labelled.grow(data, config)
+    certain.grow(data, config, targets=one_hot)
+    unsure.grow(data, config, targets=np.full_like(one_hot, 0.25))
+    logits = [stack.evaluate(data).logits for stack in (labelled, certain, unsure)]
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)
+    assert abs(logits[2] - logits[0]).max() > 0.01
+    for wrong in (one_hot[1:], one_hot[:, :2], 2 * one_hot):
+        with pytest.raises(SkillStackError, match=r"targets must be \(24, 4\), rows summing to 1"):
+            SkillStack(backbone).grow(data, config, targets=wrong)
+
+
 def test_two_stacks_share_one_backbone(grown, stream, config):
     other = SkillStack(grown.backbone)
     other.grow(stream[1], config)

@@ -36,7 +36,17 @@ from .base import (
     with_ends,
 )
 
-TOLD, NOT_TOLD = "told the task", "told nothing: routed"
+TOLD, NOT_TOLD, MIXED = "told the task", "told nothing: routed", "told nothing: mixed"
+_KEPT = {  # what must be kept of the rows, beside weights, to learn the next task
+    "routing texts": ("frames", "sequential", "independent", "ewc", "ewc_online", "olora"),
+    "routing texts, all training rows": ("joint", "joint_wide", "joint_shared"),
+    "routing texts, a buffer of rows": ("replay", "ewc_replay"),
+    "routing texts, written texts": ("generative_replay",),
+    "routing texts, none else": ("tfidf",),
+    "all training rows": ("tfidf_union",),
+    "routing texts, sums": ("lda",),
+    "sums": ("lda_union",),
+}
 DASHES = ["-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 4))]
 
 # ---------------------------------------------------------------------- tables
@@ -45,19 +55,19 @@ DASHES = ["-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)
 def accuracy_table(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
     """All methods of notebook 04 above the published ones: mean ± standard deviation over seeds.
 
-    Index: who, method. Columns: accuracy at the end, told the task and with the router's (percent);
-    BWT, forgetting and forward transfer (percentage points; the last against an independent
-    adapter, mean over tasks but the first); two paired differences from the routed stack, mean
-    [95 % bootstrap interval] over all seeds and tasks.
+    Index: who, method. Columns: accuracy at the end, told the task, with the router's head, and
+    with all heads mixed (percent); BWT and forward transfer (percentage points; the latter against
+    an independent adapter, mean over tasks but the first); paired differences from the stack,
+    routed from routed and mixed from mixed, mean [95 % bootstrap interval] over seeds and tasks.
     """
     columns = {
         name("acc"): "acc",
         name("routed"): {"metric": "routed", "eval_task": ""},
+        name("mixed"): {"metric": "mixed", "eval_task": ""},
         name("bwt"): "bwt",
-        name("forgetting"): "forgetting",
         "FWT (pp)": "transfer",
-        "told − routed stack (pp)": ("final, paired", bootstrapped),
         "routed − routed stack (pp)": ("routed, paired", bootstrapped),
+        "mixed − mixed stack (pp)": ("mixed, paired", bootstrapped),
     }
     ours = _ours(metrics)
     theirs = published([f"{preset}_ewc", f"{preset}_joint", "promising"])
@@ -76,13 +86,20 @@ def accuracy_table(metrics: pd.DataFrame, preset: str) -> pd.DataFrame:
 
 
 def cost_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """What each method of notebook 04 trained, keeps and spent, means over seeds. Index: method."""
+    """What each method of notebook 04 trained, keeps, spent and takes to answer, means over seeds.
+    Index: method."""
     columns = {
         "trained (millions)": ("trained_parameters", partial(mean, form="{:.2f}")),
         "stored (MB)": ("stored_bytes", mean),
         "learning (s)": ("learning_seconds", whole),
+        "answer, routed (ms)": ("answer_ms", mean),
+        "answer, mixed (ms)": ("mixed_ms", mean),
     }
-    return summary(_ours(metrics), ["method"], columns).rename_axis(columns="means over seeds")
+    ours = _ours(metrics)
+    table = summary(ours, ["method"], columns)
+    kept = {method: words for words, methods in _KEPT.items() for method in methods}
+    table["rows kept to learn on"] = [kept.get(method, "") for method in table.index]
+    return table.rename_axis(columns="means over seeds")
 
 
 def _ours(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -90,14 +107,14 @@ def _ours(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paired(ours: pd.DataFrame) -> pd.DataFrame:
-    """Differences from the routed stack on the same task and seed: told the task (metric ``final,
-    paired``) and routed (``routed, paired``)."""
-    tasks = ours[ours["eval_task"].ne("") & ours["metric"].isin(["final", "routed"])]
+    """Differences from the stack on the same task and seed, each metric (told the task ``final``,
+    ``routed``, ``mixed``) from the stack's own (``routed, paired`` and so on)."""
+    tasks = ours[ours["eval_task"].ne("") & ours["metric"].isin(["final", "routed", "mixed"])]
     tasks = tasks.sort_values(["seed", "eval_task"], kind="stable")
     pairs = tasks.assign(metric=tasks["metric"] + ", paired")
-    pairs["value"] = minus(tasks, ["seed", "eval_task"], method="frames", metric="routed")
-    own = meant(pairs, {"method": "frames", "metric": "routed, paired"})
-    return in_order(pairs[~own].dropna(subset="value"), "method", METHODS)
+    pairs["value"] = minus(tasks, ["seed", "eval_task", "metric"], method="frames")
+    pairs = pairs[pairs["method"].ne("frames")].dropna(subset="value")
+    return in_order(pairs, "method", METHODS)
 
 
 def _transfer(numbers: pd.DataFrame) -> pd.DataFrame:
@@ -166,52 +183,93 @@ def orders(metrics: pd.DataFrame) -> list[pd.DataFrame]:
 def methods(run: Run) -> Drawn:
     """All methods at the end of the stream, told the task and routed."""
     found = _ours(run.alike())
-    columns = {TOLD: "acc", NOT_TOLD: "routed"}
+    columns = {TOLD: "acc", NOT_TOLD: "routed", MIXED: "mixed"}
     whole = found[found["eval_task"].eq("")]
     means, low, high = _drawn(with_ends(whole, ["method"], columns))
-    stack = means.loc[name("frames"), NOT_TOLD]
-    others = means[NOT_TOLD].drop(name("frames")).dropna()
-    ahead, behind = others[others > stack], others[others <= stack]
-    answer = f"Told nothing, the routed stack answers {stack:.1f} % correctly. With the same router"
-    answer += f", ahead of it: {_with(ahead)}"
-    answer += f"; furthest behind: {_with(behind[-1:])}." if len(behind) else "."
+    stack = means.loc[name("frames")]
+    answer = f"Told nothing, the stack answers {stack[NOT_TOLD]:.1f} % correctly with one frame a "
+    answer += f"text, and {stack[MIXED]:.1f} % with its frames mixed. "
+    for words, column in (("With the same router", NOT_TOLD), ("Mixed the same way", MIXED)):
+        others = means[column].drop(name("frames")).dropna()
+        ahead, behind = others[others > stack[column]], others[others <= stack[column]]
+        answer += f"{words}, ahead of it: {_with(ahead) if len(ahead) else 'nobody'}"
+        answer += f"; closest behind: {_with(behind[:1])}. " if len(behind) else ". "
     start = _start(low.fillna(means).min(axis=None))
     words = f"accuracy at the end, mean over tasks (%); the axis starts at {start}"
     title = "What each method still answers after the whole stream"
-    ax = plotting.pairs(means, words, title, low, high, (stack, "routed stack"))
+    ax = plotting.pairs(means, words, title, low, high, (stack[MIXED], "mixed stack"))
     ax.set_xlim(left=start)
-    alt = "A line for each method with two marks, told the task and routed, and their ranges; a "
-    alt += "dashed line marks the routed stack."
+    alt = "A line for each method with three marks, told the task, routed and mixed, and their "
+    alt += "ranges; a dashed line marks the mixed stack."
     look = (
-        "Compare like with like: filled marks are told the task, hollow ones use the same router "
+        "Compare like with like: filled marks are told the task, hollow ones use the head that one "
+        "router picks, half-filled ones all heads with the same labels, mixed the same way. "
+        "Bars: lowest and highest seed."
     )
-    look += "(that of the saved frames is the routed stack). Bars: lowest and highest seed."
-    return Drawn(ax, answer, alt, look, seeds_of(found))
+    return Drawn(ax, answer.strip(), alt, look, seeds_of(found))
 
 
 def differences(run: Run) -> Drawn:
-    """Differences from the routed stack, paired over seeds and tasks."""
+    """Differences from the stack, paired over seeds and tasks."""
     pairs = _paired(_ours(run.alike()))
-    columns = {TOLD: "final, paired", NOT_TOLD: "routed, paired"}
+    columns = {NOT_TOLD: "routed, paired", MIXED: "mixed, paired"}
     means, low, high = _drawn(with_ends(pairs, ["method"], columns, over_pairs))
     sentences = []
-    for words, column in (("With the same router", NOT_TOLD), ("Told the task", TOLD)):
-        others = means[column].drop(name("frames"), errors="ignore").dropna()
+    for words, column in (("With the same router", NOT_TOLD), ("Mixed the same way", MIXED)):
+        others = means[column].dropna()
         ahead = others[low.loc[others.index, column] > 0]
         behind = others[high.loc[others.index, column] < 0]
         level = others.drop([*ahead.index, *behind.index])
-        sentence = f"{words}, ahead of the routed stack: {_with(ahead, '+.1f')}; "
-        sentence += f"not to be told from it: {_with(level, '+.1f')}; "
+        sentence = f"{words}, ahead of the stack: {_with(ahead, '+.1f') if len(ahead) else 'nobody'}"
+        sentence += f"; not to be told from it: {_with(level, '+.1f') if len(level) else 'nobody'}; "
         sentences.append(f"{sentence}behind it: {len(behind)} of {len(others)}.")
     n = int(pairs.groupby(["method", "metric"]).size().max()) if len(pairs) else 0
-    title = "How far each method is from the routed stack"
+    title = "How far each method is from the stack"
     words = f"difference (points), mean over {n} pairs of seed and task"
-    ax = plotting.pairs(means, words, title, low, high, (0, "routed stack"))
-    alt = "A line for each method with the difference from the routed stack, told the task and "
-    alt += "routed, each with its interval; a dashed line marks no difference."
-    look = "Filled marks are told the task and the routed stack is not: that is how the published "
-    look += "comparisons were set up. Bars: 95 % bootstrap interval over seeds and tasks."
+    ax = plotting.pairs(means, words, title, low, high, (0, "mixed stack"))
+    alt = "A line for each method with its difference from the stack, routed and mixed, each with "
+    alt += "its interval; a dashed line marks no difference."
+    look = "Routed is compared with the routed stack, mixed with the mixed stack. Bars: 95 % "
+    look += "bootstrap interval over seeds and tasks; left of the line the stack is ahead."
     return Drawn(ax, " ".join(sentences), alt, look, seeds_of(pairs))
+
+
+def verdicts(run: Run) -> Drawn:
+    """The table that decides: what each method answers, forgets, keeps and spends."""
+    found = _ours(run.alike())
+    pairs, best = _paired(found), "mixed, paired"
+    ends = figures(pairs[pairs["metric"].eq(best)], ["method"], {"pp": best}, lambda cell: over_pairs(cell)[0])
+    highs = figures(pairs[pairs["metric"].eq(best)], ["method"], {"pp": best}, lambda cell: over_pairs(cell)[1])
+    alone = pairs[~pairs["method"].isin(ends.index) & pairs["metric"].eq("routed, paired")]
+    cells = {
+        "told\n(%)": ("acc", mean),
+        "routed\n(%)": ({"metric": "routed", "eval_task": ""}, mean),
+        "mixed\n(%)": ({"metric": "mixed", "eval_task": ""}, mean),
+        "BWT\n(pp)": ("bwt", mean),
+        "stored\n(MB)": ("stored_bytes", mean),
+        "learning\n(s)": ("learning_seconds", whole),
+        "answer\n(ms)": ("answer_ms", mean),
+        "mixed\n(ms)": ("mixed_ms", mean),
+    }
+    ahead = pd.Series(0, index=list(dict.fromkeys(found["method"])))
+    ahead[ends.index[ends["pp"] > 0]], ahead[highs.index[highs["pp"] < 0]] = 1, -1
+    for method, one in alone.groupby("method"):  # told nothing, and nothing to mix
+        low, high = over_pairs(one)
+        ahead[method] = 1 if low > 0 else -1 if high < 0 else 0
+    table = summary(found, ["method"], cells)
+    best = pd.to_numeric(table["mixed\n(%)"].mask(table["mixed\n(%)"].eq(""), table["routed\n(%)"]))
+    table = table.loc[best.sort_values(ascending=False, kind="stable").index]
+    said = {1: "ahead of the mixed stack", -1: "behind it", 0: "not to be told from it"}
+    ax = plotting.verdicts(
+        table.rename(index=name), ahead.rename(index=name), "What each method does and costs", said
+    )
+    counts = {k: [name(m) for m in ahead.index[ahead.eq(k)] if m != "frames"] for k in said}
+    answer = "; ".join(f"{said[k]}: {listed(who) if who else 'nobody'}" for k, who in counts.items())
+    alt = "A table: a line for each method, in the order of its mixed accuracy, with accuracies, "
+    alt += "backward transfer, megabytes, seconds to learn and milliseconds to answer."
+    look = "A line is coloured where the 95 % bootstrap interval of its difference from the mixed "
+    look += "stack (mixed where it has heads to mix, paired over seeds and tasks) excludes zero."
+    return Drawn(ax, answer[0].upper() + answer[1:] + ".", alt, look, seeds_of(found))
 
 
 def search(run: Run) -> Drawn:
@@ -360,6 +418,7 @@ def _with(values: pd.Series, form: str = ".1f") -> str:
 # ---------------------------------------------------------------------- what is committed
 
 _HARD8 = ("04_baselines", "hard8", "minilm")
+_UPPER = 0.5  # adapters on the upper half of the layers
 _ORDERS = [f"standard4_order{i}" for i in (1, 2, 3)]
 _PROBE = ["hard5", "hard5_reversed"]
 TABLES = {

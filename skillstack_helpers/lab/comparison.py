@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +137,54 @@ def record_answers(
     run.save("matrix.csv", matrix)
 
 
+def record_stack(
+    run: Run,
+    stream: Sequence[TaskData],
+    splits: Mapping[str, Answers],
+    stack: SkillStack,
+    router,
+    routes: pd.DataFrame,
+    texts: Sequence[str],
+    like: tuple[SkillStack, Mapping[str, Predictions]] | None = None,
+) -> tuple[dict[str, Predictions], Mixture]:
+    """All that is recorded of a stack at the end; returns its predictions, and the mixture.
+
+    splits, routes, texts: as in `record_learner`. like: a stack that was recorded already, and its
+    predictions: of frames that both have, they are taken over.
+    """
+    label_names = {data.name: data.task.label_names for data in stream}
+    which, routed = list(router.classes_), chances(routes)
+
+    def ask(split: str) -> np.ndarray:
+        rows = splits[split]
+        worth = worth_asking(label_names, rows.tasks, routed if split == "eval" else None)
+        known = [like is not None and stack[name] is like[0][name] for name in which]
+        logits = stack.logits(rows.texts, which, worth & ~np.array(known))
+        for k in np.flatnonzero(known):
+            logits[:, k] = like[1][split].logits[:, k]
+        return logits
+
+    said = kept(run, splits, label_names, ask)
+    told, last = said["eval"].mean(said["eval"].right()), stream[-1].name
+    for data in stream:
+        if math.isnan(run.value("accuracy", trained_through=last, eval_task=data.name)):
+            where = {"trained_through": last, "eval_task": data.name}
+            run.record("accuracy", told[data.name], **where, n=len(data.eval))
+    mixture = said["router"].mixture()
+    picked = routes["frame"].to_numpy(object)
+    record_answers(run, stream, said["eval"], picked, routed, mixture)
+    record_costs(run, *frame_costs(stack))
+    asked = mixture.asked(routed).sum(1)
+    run.record("frames_asked", asked.mean(), unit="frames", router=run.config.router, n=len(asked))
+    alone, many = (
+        partial(stack.answer, router=router),
+        partial(stack.answer, router=router, mix=mixture),
+    )
+    record_speed(run, stack.backbone, texts, answer_ms=alone, mixed_ms=many)
+    mixture.save(run.folder / "mixture.json")
+    return said, mixture
+
+
 def record_learner(
     run: Run,
     stream: Sequence[TaskData],
@@ -141,7 +192,6 @@ def record_learner(
     learner,
     router,
     routes: pd.DataFrame,
-    backbone: Backbone,
     texts: Sequence[str],
 ) -> None:
     """All that is recorded of a learner of `baselines` at the end.
@@ -168,6 +218,7 @@ def record_learner(
         return mixture.predict(learner.logits(texts), router.predict_proba(texts))
 
     ways = {"answer_ms": answer} | ({} if union else {"mixed_ms": mixed})
+    backbone = getattr(learner, "backbone", getattr(router, "backbone", None))
     record_speed(run, backbone, texts, **ways)
 
 
@@ -176,14 +227,17 @@ def chances(routes: pd.DataFrame) -> np.ndarray:
     return routes[[name for name in routes if name.startswith("P:")]].to_numpy()
 
 
-def record_speed(run: Run, backbone: Backbone, texts: Sequence[str], **ask: Callable) -> None:
-    """Milliseconds to answer a text, each way asked about the same texts, nothing of which is kept.
-    ask: metric -> a function of the texts."""
+def record_speed(
+    run: Run, backbone: Backbone | None, texts: Sequence[str], **ask: Callable
+) -> None:
+    """Milliseconds to answer a text, each way asked about the same texts, of which nothing is known
+    yet. ask: metric -> a function of the texts. backbone: that reads them, if one does."""
     for metric, answer in ask.items():
-        backbone.forget()
-        start = time.perf_counter()
-        answer(list(texts))
-        run.record(metric, 1000 * (time.perf_counter() - start) / len(texts), unit="ms")
+        with contextlib.nullcontext() if backbone is None else backbone.afresh():
+            start = time.perf_counter()
+            answer(list(texts))
+            seconds = time.perf_counter() - start
+        run.record(metric, 1000 * seconds / len(texts), unit="ms", n=len(texts))
 
 
 def record_forgetting(run: Run, stream: Sequence[TaskData]) -> None:

@@ -26,6 +26,9 @@ ROUTERS = (
 )
 METHODS = (  # of notebook 04, in the order they are run
     "frames",  # of the stack, and routed: the stack itself
+    "second_look",
+    "merged",
+    "distilled",
     "sequential",
     "tfidf",
     "tfidf_union",
@@ -49,7 +52,7 @@ _OF_METHODS = {
     "joint_wide_lr": ("joint_wide",),
     "olora_strength": ("olora",),
     "buffer_size": ("replay", "ewc_replay", "generative_replay"),
-    "n_held_back": ("compression",),
+    "n_held_back": ("compression", "second_look", "distilled"),
     "max_loss_pp": ("compression",),
 }
 # Where a run reads and writes does not change what it measures; what it reads (rows, backbone) is

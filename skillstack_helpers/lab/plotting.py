@@ -16,9 +16,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
-from .names import BLUE, GREEN, GREY, style
+from .names import BLUE, GREEN, GREY, RED, style
 
 WIDEST = 8.5  # inches
 SMALL, TITLE = 9, 11  # points
@@ -322,24 +324,55 @@ def pairs(
     high: pd.DataFrame,
     line: tuple[float, str],
 ) -> Axes:
-    """A line a method (index): the first column a filled mark in its colour, the second a hollow
-    one below it, each with its interval (NaN: none); numbers as they are. line: what to compare
+    """A line a method (index), a mark a column below each other: filled in its colour, hollow, and
+    half filled, each with its interval (NaN: none); numbers as they are. line: what to compare
     with, its place and name."""
-    ax = panels(1, 1, WIDEST, 1.5 + 0.4 * len(table))[0]
+    apart = 0.28 if table.shape[1] == 2 else 0.24
+    ax = panels(1, 1, WIDEST, 1.5 + 1.45 * apart * table.shape[1] * len(table) / 2)[0]
     ax.axvline(line[0], color=style(line[1])["color"], ls="--", zorder=0, label=line[1])
     for k, column in enumerate(table):
-        at = np.arange(len(table)) + (0.14, -0.14)[k == 0]
+        at = np.arange(len(table)) + apart * (k - (table.shape[1] - 1) / 2)
         ax.hlines(at, low[column], high[column], color="#555555", lw=1.4, zorder=1)
+        fill = {"fillstyle": ("full", "none", "bottom")[k], "markerfacecoloralt": "white"}
+        back = {"markersize": 7.5, "color": "white", "label": "_"}
         for x, y, one in zip(table[column], at, styles(table.index), strict=True):
-            one |= {"label": "_", "color": "white" if k else one["color"]}
-            ax.plot(x, y, markersize=7.5, **one, **EDGE)
-        face = {"color": "white" if k else "#555555", "label": column}
-        ax.plot([], [], "o", markersize=7.5, **face, **EDGE)
+            ax.plot(x, y, **one | back, **EDGE)  # no interval shows through a hollow mark
+            ax.plot(x, y, markersize=7.5, **one | {"label": "_"} | fill, **EDGE)
+        ax.plot([], [], "o", markersize=7.5, color="#555555", label=column, **fill, **EDGE)
     name_lines(ax, table.index)
     ax.set_xlabel(xlabel)
     ax.grid(axis="x", alpha=0.3)
-    headed(ax, title, 3)
+    headed(ax, title, 4)
     return ax
+
+
+def verdicts(table: pd.DataFrame, ahead: pd.Series, title: str, legend: dict[int, str]) -> Axes:
+    """A drawn table: a line a method (index), its cells as text. ahead: 1, 0 or -1 for each line,
+    the colour of its background; legend: what these say."""
+    ax = panels(1, 1, WIDEST, 1.7 + 0.3 * len(table))[0]
+    colors = {1: mix_white(BLUE), 0: "white", -1: mix_white(RED)}
+    at = np.linspace(0.3, 1, table.shape[1])
+    for row, (label, cells) in enumerate(table.iterrows()):
+        ax.axhspan(row - 0.5, row + 0.5, color=colors[ahead[label]], lw=0)
+        ax.text(0, row, label, va="center", size=SMALL, parse_math=False)
+        for x, cell in zip(at, cells, strict=True):
+            ax.text(x, row, cell, va="center", ha="right", size=SMALL)
+    for x, column in zip(at, table.columns, strict=True):
+        ax.text(x, -0.7, column, va="bottom", ha="right", size=SMALL, weight="bold")
+    ax.set(xlim=(-0.01, 1.01), ylim=(len(table) - 0.5, -1.9))
+    ax.axis("off")
+    patches = [
+        Patch(facecolor=colors[k], edgecolor="#888888", linewidth=0.6, label=label)
+        for k, label in legend.items()
+    ]
+    how = {"ncols": len(patches), "frameon": False, "fontsize": SMALL, "loc": "upper center"}
+    ax.legend(handles=patches, bbox_to_anchor=(0.5, 0), **how)
+    return titled(ax, title)
+
+
+def mix_white(color: str, share: float = 0.28) -> tuple[float, float, float]:
+    """A colour on white, so light that black text is read on it."""
+    return tuple(1 - share * (1 - np.array(to_rgb(color))))
 
 
 def curves(

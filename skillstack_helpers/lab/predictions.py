@@ -79,6 +79,12 @@ def kept(
     return {split: of(table, split) for split in splits}
 
 
+def read(run: Run) -> dict[str, Predictions]:
+    """The predictions that a run has kept, by split."""
+    table = run.read(FILE)
+    return {split: of(table, split) for split in table["split"].unique()}
+
+
 def of(table: pd.DataFrame, split: str) -> Predictions:
     """One split of a kept table."""
     rows = table[table["split"].eq(split)]

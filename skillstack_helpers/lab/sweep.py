@@ -1,17 +1,16 @@
 """Notebooks over seeds and models, several at a time: ``python -m skillstack_helpers.lab.sweep``.
 
 A job is one notebook with one set of parameters, executed by papermill in a process of its own, on
-whichever of joblib's backends (loky, dask, ray). All jobs work in one output folder, which every
-machine has to see. Beside the runs, ``<output_dir>/sweep/<job>`` is kept as ``.ipynb`` (as it was
-executed), ``.log`` and ``.json``, the job's record: its parameters and seconds, the runs it opened
-(`open_run` says so), and what it was executed with, by digest: code, rows, backbone.
-
-A job is skipped while its record is true, asked without a kernel or a model in memory:
+whichever of joblib's backends (see `jobs`). All work in one output folder, which every machine has
+to see. In it ``sweep/<job>`` is kept: ``.ipynb`` (as executed), ``.log`` and ``.json``, the job's
+record: its parameters and seconds, the runs it opened (`open_run` tells), and what it was executed
+with, by digest: code, rows, backbone. A job is skipped while its record is true, which is asked
+without a kernel or a model in memory:
 - code: the notebook's code cells and the package's modules, all but `NOT_MEASURING`, by SHA-256.
 - rows: the fingerprints of the stream, which is loaded again. Rows that a notebook loads beside its
   stream (06, 09) are not looked at.
-- backbone: revision, precision and kind of device, as they are here. Where a cluster's workers
-  have other devices than the machine that starts them, they are compared with the latter's.
+- backbone: revision, precision and kind of device, as they are here; on a cluster that is the
+  machine that starts the jobs.
 - every run that it opened is there and finished. A notebook that opens none is never skipped.
 
 What is not true any more is executed again. The notebook then decides by `run_id`, which knows rows
@@ -23,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -31,65 +30,60 @@ import importlib.util
 import itertools
 import json
 import os
-import re
-import signal
-import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
-from joblib import Parallel, cpu_count, delayed, parallel_config
+from joblib import cpu_count
 from tqdm.std import tqdm
 
-from ..errors import SkillStackError, checked_name, did_you_mean, first_line
+from ..errors import SkillStackError, checked_name, did_you_mean
 from ..files import file_sha256, read_json, write_atomic
 from ..progress import progress
 from ..tasks import find_task
+from .jobs import NEEDS, drive, over
 from .parameters import RunConfig, placed, repo_root
 
-NOT_MEASURING = "progress.py lab/display.py lab/names.py lab/plotting.py lab/sweep.py lab/views.py"
-NOT_MEASURING = {*NOT_MEASURING.split(), "lab/widgets.py"}
-NEEDS = {"dask": "distributed", "ray": "ray"}  # the module that a backend cannot do without
+NOT_MEASURING = {"progress.py"} | {
+    f"lab/{name}.py" for name in "display jobs names plotting sweep views widgets".split()
+}
 OPTIONS = {"seed": "--seeds", "model": "--models", "preset": "--preset"}
 OPTIONS |= {"output_dir": "--output-dir"}
-TRIES = 3  # of a job whose kernel was lost, and of workers that were
-LOST = "Kernel died|Kernel didn't respond|Address already in use|another process is working on"
-POLL = 0.5  # seconds between two looks at a process
-_CHILD = "from skillstack_helpers.lab.sweep import execute; execute()"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """One notebook with one set of parameters; name: its files' in `folder`."""
+    """One notebook with one set of parameters."""
 
     notebook: Path
     config: RunConfig  # the notebook's own parameters, and the given ones
     given: dict
-    name: str
+    name: str  # of its files
 
     @property
     def runs(self) -> Path:
         return placed(self.config.output_dir)
 
     @property
-    def folder(self) -> Path:
-        return self.runs / "sweep"
+    def path(self) -> Path:
+        return self.runs / "sweep" / f"{self.name}.json"
 
     def record(self) -> dict:
         """What was kept of the last time; empty where there is nothing."""
-        path = self.folder / f"{self.name}.json"
-        return read_json(path, ("status", "runs")) if path.exists() else {}
+        return read_json(self.path, ("status", "runs")) if self.path.exists() else {}
+
+    @property
+    def kind(self) -> tuple:
+        """What jobs have in common that take about as long."""
+        return self.runs, self.config.notebook, self.config.preset, self.config.model
 
 
 def plan(
-    notebooks: Sequence[str],
-    seeds: Sequence = (),
-    models: Sequence[str] = (),
-    **given: object,
+    notebooks: Sequence[str], seeds: Sequence = (), models: Sequence[str] = (), **given: object
 ) -> list[Job]:
     """The jobs, a notebook after the other, so that later ones find the stacks of the first.
 
@@ -98,27 +92,25 @@ def plan(
     """
     from .runs import hashed_id
 
-    for what, values in (("notebook", notebooks), ("seed", seeds), ("model", models)):
-        if twice := next((v for v in values if list(values).count(v) > 1), None):
-            raise SkillStackError(f"{what} {twice} is given twice")
     fields, jobs = {f.name for f in dataclasses.fields(RunConfig)} - {"notebook"}, []
     for name in given:
         if name not in fields:
             raise SkillStackError(f"unknown parameter {name!r}{did_you_mean(name, fields)}")
-    for path in map(_find, notebooks):
-        own = {k: v for k, v in _own_parameters(path).items() if k in fields}
-        choices = (
-            [[("seed", seed)] for seed in seeds] or [[]],
-            [[("model", m)] for m in models] or [[]],
-        )
-        for one in itertools.product(*choices):
-            mine = given | dict(itertools.chain(*one))
-            config = RunConfig(notebook=path.stem, **own | mine)
-            for task in config.task_names:
-                find_task(task, config.data_dir)
-            what = {k: v for k, v in mine.items() if k != "output_dir"}
-            name = hashed_id(config, "", config.model, {}, what, "")
-            jobs.append(Job(path, config, mine, name))
+    paths = [_find(name) for name in notebooks]
+    stems = [path.stem for path in paths]
+    for what, values in (("notebook", stems), ("seed", seeds), ("model", models)):
+        if twice := next((value for value in values if list(values).count(value) > 1), None):
+            raise SkillStackError(f"{what} {twice} is given twice")
+    over_all = [[{"seed": seed} for seed in seeds] or [{}], [{"model": m} for m in models] or [{}]]
+    for path, seed, model in itertools.product(paths, *over_all):
+        own = {name: value for name, value in _own_parameters(path).items() if name in fields}
+        mine = given | seed | model
+        config = RunConfig(notebook=path.stem, **own | mine)
+        for task in config.task_names:
+            find_task(task, config.data_dir)
+        what = {name: value for name, value in mine.items() if name != "output_dir"}
+        name = hashed_id(config, "", config.model, {}, what, "")
+        jobs.append(Job(path, config, mine, name))
     return jobs
 
 
@@ -129,15 +121,15 @@ def _find(name: str) -> Path:
     return known[checked_name(Path(name).name.removesuffix(".ipynb"), known, "notebook")]
 
 
-def _code_cells(path: Path) -> list[tuple[str, list[str]]]:
+def _code_cells(notebook: Path) -> list[tuple[str, list[str]]]:
     """Source and tags."""
-    cells = [c for c in read_json(path, ("cells",))["cells"] if c["cell_type"] == "code"]
+    cells = [c for c in read_json(notebook, ("cells",))["cells"] if c["cell_type"] == "code"]
     return [("".join(c["source"]), c.get("metadata", {}).get("tags", [])) for c in cells]
 
 
-def _own_parameters(path: Path) -> dict:
-    """What the notebook's parameters cell assigns."""
-    source = next((text for text, tags in _code_cells(path) if "parameters" in tags), "")
+def _own_parameters(notebook: Path) -> dict:
+    """What the parameters cell assigns."""
+    source = next((text for text, tags in _code_cells(notebook) if "parameters" in tags), "")
     assigned = [line for line in ast.parse(source).body if isinstance(line, ast.Assign)]
     return {line.targets[0].id: ast.literal_eval(line.value) for line in assigned}
 
@@ -147,16 +139,16 @@ def _own_parameters(path: Path) -> dict:
 
 def code_digest(notebook: Path) -> str:
     """SHA-256 of the code that decides what a notebook measures."""
-    cells = json.dumps([source for source, _ in _code_cells(notebook)])
-    return hashlib.sha256((cells + _package_digest()).encode()).hexdigest()
+    cells = [source for source, _ in _code_cells(notebook)]
+    return hashlib.sha256(json.dumps([cells, package_digests()]).encode()).hexdigest()
 
 
 @functools.cache
-def _package_digest() -> str:
+def package_digests() -> dict[str, str]:
+    """File -> SHA-256, of all in the package that measures."""
     root = Path(__file__).resolve().parents[1]
-    names = [path.relative_to(root).as_posix() for path in root.rglob("*.py")]
-    kept = sorted({*names, "tasks.toml"} - NOT_MEASURING)
-    return json.dumps({name: file_sha256(root / name) for name in kept})
+    names = {path.relative_to(root).as_posix() for path in root.rglob("*.py")} | {"tasks.toml"}
+    return {name: file_sha256(root / name) for name in sorted(names - NOT_MEASURING)}
 
 
 def measured_with(config: RunConfig, known: dict) -> dict:
@@ -164,8 +156,8 @@ def measured_with(config: RunConfig, known: dict) -> dict:
     from ..loading import identify
     from .experiment import load_stream
 
-    budget = (config.n_train, config.n_router, config.n_eval, config.seed)
-    rows = (*config.task_names, *budget, config.source, config.data_dir)
+    rows = (config.task_names, config.n_train, config.n_router, config.n_eval, config.seed)
+    rows += (config.source, config.data_dir)
     model = (config.model, config.dtype, config.quantize, config.device)
     if rows not in known:
         known[rows] = {data.name: data.fingerprint for data in load_stream(config)}
@@ -176,19 +168,17 @@ def measured_with(config: RunConfig, known: dict) -> dict:
 
 def why_again(job: Job, record: dict, now: dict) -> str | None:
     """Why a job has to be executed, None if its record is true. now: see `measured_with`."""
-    if record.get("status") not in ("done", "read"):
-        return {"failed": "failed before", "running": "interrupted"}.get(
-            record.get("status"), "new"
-        )
-    if not record["runs"]:
-        return "leaves no run"
+    before = record.get("status", "new")
+    if before not in ("done", "read"):
+        return {"failed": "failed before", "running": "interrupted"}.get(before, before)
     for run in record["runs"]:
         facts = job.runs / run / "run.json"
         if not facts.exists() or read_json(facts, ("status",))["status"] != "finished":
             return f"{run} is not there, or not finished"
     if record["code"] != code_digest(job.notebook):
         return "the code changed"
-    return next((f"other {key}" for key in now if record.get(key) != now[key]), None)
+    other = (f"other {key}" for key in now if record[key] != now[key])
+    return next(other, None if record["runs"] else "it leaves no run")
 
 
 def estimates(jobs: Sequence[Job]) -> dict[str, tuple[float | None, float | None]]:
@@ -197,121 +187,22 @@ def estimates(jobs: Sequence[Job]) -> dict[str, tuple[float | None, float | None
     known where one of those runs still has its stack."""
     from .runs import budget, read_facts
 
-    found: dict[tuple, dict] = {}
-    for folder in {job.runs for job in jobs}:
-        for path in sorted(folder.glob("*/run.json")):
-            facts = read_facts(path.parent)
-            if facts["status"] != "finished":
-                continue
-            config, models = facts["config"], {facts["config"].get("model")}
-            files = [file for file in path.parent.rglob("*") if file.is_file()]
-            size = sum(file.stat().st_size for file in files), (path.parent / "stack").exists()
-            for model in models | {facts.get("backbone", {}).get("name")}:
-                key = (folder, config.get("notebook"), config.get("preset"), model, budget(config))
-                methods = found.setdefault(key, {})
-                methods.setdefault(facts["method"], []).append((facts.get("seconds", 0.0), *size))
-    told = {}
+    found, told = collections.defaultdict(lambda: collections.defaultdict(list)), {}
+    for path in sorted(path for runs in {j.runs for j in jobs} for path in runs.glob("*/run.json")):
+        facts = read_facts(path.parent)
+        if facts["status"] == "finished":
+            config = facts["config"]
+            size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+            one = (facts.get("seconds", 0.0), size, (path.parent / "stack").exists())
+            for model in {config.get("model"), facts.get("backbone", {}).get("name")}:
+                kind = (path.parents[1], config.get("notebook"), config.get("preset"), model)
+                found[kind, budget(config)][facts["method"]].append(one)
     for job in jobs:
-        c = job.config
-        methods = found.get((job.runs, c.notebook, c.preset, c.model, budget(vars(c))), {})
-        seconds = [_mean([one[0] for one in each]) for each in methods.values()]
-        sizes = [_mean([one[1] for one in each]) for each in methods.values()]
-        kept = any(one[2] for each in methods.values() for one in each)
-        told[job.name] = (sum(seconds) if seconds else None, sum(sizes) if kept else None)
+        methods = found.get((job.kind, budget(vars(job.config))), {}).values()
+        seconds, size = (sum(sum(r[i] for r in m) / len(m) for m in methods) for i in (0, 1))
+        kept = any(run[2] for method in methods for run in method)
+        told[job.name] = (seconds if methods else None, size if kept else None)
     return told
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-# ---------------------------------------------------------------------- a job, where it runs
-
-
-def work(job: dict) -> None:
-    """Execute a job, again where its kernel was lost, and write its record: on a worker, in any
-    process. Returns early, leaving it to be done, once the file `job["alive"]` is gone."""
-    if os.getpid() != job["driver"] and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
-    path, start = Path(job["record"]), time.time()
-    path.with_suffix(".log").write_bytes(b"")
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    kept = {key: job[key] for key in ("sweep", "parameters", "code", "rows", "backbone")}
-    kept |= {"status": "running", "started": started, "tries": 0, "runs": []}
-    while kept["status"] in ("running", "lost") and kept["tries"] < TRIES:
-        kept |= {"status": "running", "tries": kept["tries"] + 1}
-        write_atomic(path, json.dumps(kept, indent=1) + "\n")
-        time.sleep(2 * (kept["tries"] - 1))  # for what the last kernel held
-        outcome = _attempt(job)
-        if outcome is None:
-            return
-        kept |= outcome
-    kept["status"] = "failed" if kept["status"] == "lost" else kept["status"]
-    kept["runs"] = [run for run in kept["runs"] if Path(run, "run.json").exists()]
-    facts = [read_json(Path(run, "run.json")) for run in kept["runs"]]
-    if facts and kept["status"] == "done" and all(f.get("finished", "~") < started for f in facts):
-        kept["status"] = "read"
-    kept["runs"] = [Path(run).name for run in kept["runs"]]
-    write_atomic(
-        path, json.dumps(kept | {"seconds": round(time.time() - start, 1)}, indent=1) + "\n"
-    )
-
-
-def _attempt(job: dict) -> dict | None:
-    """What came of one execution; None if it was ended because nobody waits for it any more."""
-    path, alive, parent = Path(job["record"]), Path(job["alive"]), os.getppid()
-    opened, outcome = (path.parent / f".{path.stem}.{part}" for part in ("runs", "outcome"))
-    opened.unlink(missing_ok=True), outcome.unlink(missing_ok=True)
-    env = os.environ | job["env"] | {"SKILLSTACK_OPENED": str(opened)}
-    how = {"env": env, "cwd": job["cwd"], "start_new_session": True, "stdin": subprocess.PIPE}
-    with path.with_suffix(".log").open("ab") as log:
-        command = [sys.executable, "-c", _CHILD]
-        child = subprocess.Popen(command, stdout=log, stderr=log, **how)
-    try:
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(json.dumps(job | {"outcome": str(outcome)}).encode() + b"\n")
-            child.stdin.flush()
-        while child.poll() is None:
-            if os.getppid() != parent:  # the sweep was killed, and this is a worker of it
-                os._exit(1)
-            if not alive.exists():
-                return None
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(POLL)
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.close()  # which ends it, see `execute`
-        child.wait()
-    runs = opened.read_text().splitlines() if opened.exists() else []
-    said = {"status": "lost", "error": f"the process ended with {child.returncode}", "cell": None}
-    said = read_json(outcome) if outcome.exists() else said
-    opened.unlink(missing_ok=True), outcome.unlink(missing_ok=True)
-    return said | {"runs": list(dict.fromkeys(runs))}
-
-
-def execute() -> None:
-    """A job's own process: papermill, for as long as the standard input is open.
-
-    So it ends with the process that started it, however that ended; a kernel ends with papermill.
-    """
-    job = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    said = {"status": "done", "cell": None, "error": None}
-    executed = str(Path(job["record"]).with_suffix(".ipynb"))
-    try:
-        papermill.execute_notebook(job["notebook"], executed, job["parameters"], progress_bar=False)
-    except PapermillExecutionError as error:
-        line = f"{error.ename}: {first_line(ValueError(error.evalue))}"
-        said = {"status": "failed", "cell": error.exec_count, "error": line}
-    except Exception as error:
-        line = f"{type(error).__name__}: {first_line(error)}"
-        said = {"status": "failed", "cell": None, "error": line}
-    if said["status"] == "failed" and re.search(LOST, said["error"]):
-        said["status"] = "lost"
-    write_atomic(Path(job["outcome"]), json.dumps(said))
 
 
 # ---------------------------------------------------------------------- all jobs
@@ -331,157 +222,86 @@ def run(
     running Dask scheduler or Ray cluster, else one is started here. A job fails for itself alone,
     workers that are lost are replaced, and Ctrl-C ends what is running.
     """
-    known, todo, sweep = {}, {}, uuid.uuid4().hex
+    known, calls, sweep = {}, {}, uuid.uuid4().hex
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads is None and address is None:
+        threads = str(max(1, cpu_count() // (workers or 1)))
+    common = {"sweep": sweep, "cwd": os.getcwd(), "driver": os.getpid()}
+    common |= {"env": {"OMP_NUM_THREADS": threads} if threads else {}}
     for job in progress(jobs, "look for what is done", "job"):
         now = measured_with(job.config, known)
         if why_again(job, job.record(), now):
-            todo[job] = now
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads is None and address is None:
-        threads = str(max(1, cpu_count() // workers))
-    common = {"sweep": sweep, "cwd": os.getcwd(), "driver": os.getpid()}
-    common |= {"env": {"OMP_NUM_THREADS": threads} if threads else {}}
-    calls = []
-    for job, now in todo.items():
-        job.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(job.folder / ".gitignore", "*\n")
-        alive = job.folder / f".alive-{sweep}"
-        alive.touch()
-        call = common | now | {"notebook": str(job.notebook), "code": code_digest(job.notebook)}
-        call |= {"parameters": job.given, "alive": str(alive)}
-        calls.append(call | {"record": str(job.folder / f"{job.name}.json")})
+            call = now | {"notebook": str(job.notebook), "code": code_digest(job.notebook)}
+            call |= {"record": str(job.path), "alive": str(job.path.with_name(f".alive-{sweep}"))}
+            calls[job] = common | call | {"parameters": job.given}
+    told = {name: seconds for name, (seconds, _) in estimates(list(calls)).items()}
+    for job, call in calls.items():
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(job.path.with_name(".gitignore"), "*\n")
+        Path(call["alive"]).touch()
+        if not job.record():
+            write_atomic(job.path, json.dumps({"status": "new", "runs": []}) + "\n")
     ended = threading.Event()
-    told = {name: seconds for name, (seconds, _) in estimates(list(todo)).items()}
-    shown = threading.Thread(target=_show, args=(list(todo), told, sweep, workers or 1, ended))
+    shown = threading.Thread(target=_show, args=(list(calls), told, sweep, workers or 1, ended))
     shown.start()
     try:
-        _drive(calls, workers or -1, lambda: _backend(backend, address, workers or -1, gpus))
+        drive(list(calls.values()), workers or -1, backend, address, gpus)
     except KeyboardInterrupt:
         print("stopped: what was running goes on where it was, next time", flush=True)
     finally:
-        for call in calls:
+        for call in calls.values():
             Path(call["alive"]).unlink(missing_ok=True)
         ended.set()
         shown.join()
     records = {job: job.record() for job in jobs}
-    left = {job: {"status": "left"} for job in todo if not _over(records[job], sweep)}
-    skipped = {job: records[job] | {"status": "skipped"} for job in jobs if job not in todo}
-    return {job.name: (left | skipped).get(job, records[job]) for job in jobs}
-
-
-def _over(record: dict, sweep: str) -> bool:
-    return record.get("sweep") == sweep and record["status"] not in ("running", "lost")
-
-
-def _drive(calls: list[dict], workers: int, backend: Callable) -> None:
-    """Have all calls made; with other workers where some were lost, as long as jobs end."""
-    lost = 0
-    while calls and lost < TRIES:
-        why = "they were ended"
-        try:
-            with backend():
-                Parallel(batch_size=1, pre_dispatch="n_jobs")(delayed(work)(c) for c in calls)
-        except SkillStackError:
-            raise
-        except Exception as error:
-            why = f"{type(error).__name__}: {first_line(error)}"
-        records = {c["record"]: Path(c["record"]) for c in calls}
-        left = [c for c in calls if not (records[c["record"]].exists()
-                and _over(read_json(records[c["record"]]), c["sweep"]))]  # fmt: skip
-        if left:
-            print(f"workers were lost ({why}): {len(left)} jobs go on", flush=True)
-        lost, calls = (lost + 1 if len(left) == len(calls) else 0), left
-
-
-@contextlib.contextmanager
-def _backend(name: str, address: str | None, workers: int, gpus: float) -> Iterator[None]:
-    """joblib's backend, and a cluster of this machine's where there is no address."""
-    if name == "dask":
-        from distributed import Client, LocalCluster
-
-        how = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
-        with contextlib.ExitStack() as stack:
-            try:
-                where = address or stack.enter_context(LocalCluster(**how))
-                client = stack.enter_context(Client(where))
-            except (OSError, ValueError) as error:
-                raise SkillStackError(
-                    f"cannot reach Dask at {address}: {first_line(error)}"
-                ) from None
-            resources = {"resources": {"GPU": gpus}} if gpus else {}
-            with parallel_config("dask", n_jobs=workers, client=client, **resources):
-                yield
-    elif name == "ray":
-        import ray
-        from ray.util.joblib import register_ray
-
-        here = {"num_cpus": workers, "include_dashboard": False}
-        try:
-            ray.init(address=address, log_to_driver=False, **({} if address else here))
-        except (ConnectionError, ValueError) as error:
-            raise SkillStackError(f"cannot reach Ray at {address}: {first_line(error)}") from None
-        register_ray()
-        try:
-            with parallel_config("ray", n_jobs=workers, ray_remote_args={"num_gpus": gpus}):
-                yield
-        finally:
-            ray.shutdown()
-    else:
-        with parallel_config("loky", n_jobs=workers):
-            yield
-
-
-# ---------------------------------------------------------------------- what is shown
+    for job in jobs:
+        if job not in calls:
+            records[job] |= {"status": "skipped"}
+        elif not over(records[job], sweep):
+            records[job] = {"status": "left"}
+    return {job.name: record for job, record in records.items()}
 
 
 def _show(jobs: list[Job], told: dict, sweep: str, workers: int, ended: threading.Event) -> None:
-    """A line for each job that ends; at a terminal also one, kept up to date, for those that run."""
-    over: dict[Job, dict] = {}
-    bar, done = tqdm(total=len(jobs), bar_format="{desc}", disable=None, leave=False), not jobs
-    while not done:
-        done = ended.wait(2 * POLL)  # and then a last look
-        records = {job: job.record() for job in jobs if job not in over}
-        running = {j: r for j, r in records.items() if r.get("sweep") == sweep}
-        new = {job: record for job, record in running.items() if _over(record, sweep)}
-        over |= new
-        running = [job for job in running if job not in new]
-        left = _time_left([j for j in jobs if j not in over], over, told, records)
-        left = None if left is None else left / max(1, min(workers, len(jobs) - len(over)))
-        names = ", ".join(job.name.rpartition("-")[0] for job in running)
-        what = f"; running {names}; {_about(left)} left" if running else ""
-        for number, (job, record) in enumerate(new.items(), len(over) - len(new) + 1):
-            line = f"{number}/{len(jobs)} {job.name}: {record['status']}"
-            line += f" in {_about(record['seconds'])}"
-            tqdm.write(line + (what if number == len(over) else ""))
-        bar.set_description_str(f"{len(over)}/{len(jobs)}{what}"[:120])
+    """A line for each job that ends; at a terminal also one, kept up to date, on what is running."""
+    done, took, last = {}, collections.defaultdict(list), not jobs
+    bar = tqdm(total=len(jobs), bar_format="{desc}", disable=None, leave=False)
+    while not last:
+        last = ended.wait(1.0)  # and then one more look
+        records = {job: job.record() for job in jobs if job not in done}
+        records = {job: r for job, r in records.items() if r.get("sweep") == sweep}
+        new = {job: record for job, record in records.items() if over(record, sweep)}
+        for job, record in new.items():
+            done[job] = record
+            took[job.kind] += [record["seconds"]] * (record["status"] == "done")
+            line = f"{job.name}: {record['status']} in {about(record['seconds'])}"
+            tqdm.write(f"{len(done)}/{len(jobs)} {line}")
+        left = [_left(job, told, took, records) for job in jobs if job not in done]
+        rest = None if None in left else sum(left) / max(1, min(workers, len(left)))
+        names = ", ".join(job.name.rpartition("-")[0] for job in records if job not in new)
+        line = f"{len(done)}/{len(jobs)}, {about(rest)} left; running {names}"
+        bar.set_description_str(line[:120])
+        if new and names and bar.disable:
+            print(line, flush=True)
     bar.close()
 
 
-def _time_left(jobs: list[Job], over: dict, told: dict, records: dict) -> float | None:
-    """Seconds of work that are left, by this sweep's own jobs or earlier runs; None: not known."""
-
-    def kind(job: Job) -> tuple:
-        return job.config.notebook, job.config.preset, job.config.model
-
-    total = 0.0
-    for job in jobs:
-        like = [
-            r["seconds"] for j, r in over.items() if kind(j) == kind(job) and r["status"] == "done"
-        ]
-        seconds = sum(like) / len(like) if like else told[job.name]
-        if seconds is None:
-            return None
-        began = records[job].get("started") if records[job].get("status") == "running" else None
-        spent = time.time() - datetime.fromisoformat(began).timestamp() if began else 0
-        total += max(0.0, seconds - spent)
-    return total
+def _left(job: Job, told: dict, took: dict, records: dict) -> float | None:
+    """Seconds that a job still takes, by this sweep's own jobs or earlier runs; None: not known."""
+    like = took.get(job.kind)
+    seconds = sum(like) / len(like) if like else told[job.name]
+    if seconds is None or job not in records:
+        return seconds
+    spent = time.time() - datetime.fromisoformat(records[job]["started"]).timestamp()
+    return max(0.0, seconds - spent)
 
 
-def _about(seconds: float | None) -> str:
+def about(seconds: float | None) -> str:
+    """Seconds in words."""
     if seconds is None:
         return "unknown time"
-    minutes = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-    return f"{seconds:.0f} s" if seconds < 120 else minutes
+    longer = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{seconds:.0f} s" if seconds < 120 else longer
 
 
 def _table(rows: list[tuple]) -> str:
@@ -491,87 +311,77 @@ def _table(rows: list[tuple]) -> str:
 
 def dry_run(jobs: Sequence[Job], workers: int) -> str:
     """What would be executed, how long and how large, by earlier runs; starts nothing."""
-    known, told, rows = {}, estimates(jobs), [("job", "why", "time", "disk")]
+    known, told, rows, left = {}, estimates(jobs), [("job", "why", "time", "disk")], []
     for job in jobs:
-        record = job.record()
+        record, (seconds, size) = job.record(), told[job.name]
         why = why_again(job, record, measured_with(job.config, known) if record else {})
-        seconds, size = told[job.name]
         disk = "unknown" if size is None else f"{size / 1e6:.1f} MB"
-        rows.append((job.name, *((why, _about(seconds), disk) if why else ("skipped", "", ""))))
-    left = [told[row[0]] for row in rows[1:] if row[1] != "skipped"]
-    sums = [sum(one[i] for one in left if one[i] is not None) for i in (0, 1)]
-    least = ["at least " if any(one[i] is None for one in left) else "about " for i in (0, 1)]
-    seconds = max([sums[0] / workers, *(one[0] or 0.0 for one in left)])
-    line = f"{len(left)} of {len(jobs)} jobs would run: {least[0]}{_about(seconds)} with {workers} "
-    return f"{_table(rows)}\n{line}at a time, {least[1]}{sums[1] / 1e6:.0f} MB"
+        rows.append((job.name, *((why, about(seconds), disk) if why else ("skipped", "", ""))))
+        left += [(seconds, size)] if why else []
+    least = ["at least" if any(one[i] is None for one in left) else "about" for i in (0, 1)]
+    seconds, size = (sum(one[i] or 0 for one in left) for i in (0, 1))
+    seconds = max([seconds / workers, *(one[0] or 0 for one in left)])
+    line = f"{len(left)} of {len(jobs)} jobs would run: {least[0]} {about(seconds)} with {workers}"
+    return f"{_table(rows)}\n{line} at a time, {least[1]} {size / 1e6:.0f} MB"
+
+
+# ---------------------------------------------------------------------- the command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="skillstack sweep", description="Notebooks over seeds and models."
-    )
-    parser.add_argument("notebooks", nargs="+", help="02_hard12, or a path")
-    parser.add_argument("--seeds", nargs="+", default=[])
-    parser.add_argument("--models", nargs="+", default=[])
-    parser.add_argument("--preset")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.add_argument("--output-dir")
-    parser.add_argument("--jobs", help="at a time; a cluster's default is all it has")
-    parser.add_argument("--backend", default="loky")
-    parser.add_argument("--address", help="of a running Dask scheduler or Ray cluster")
-    parser.add_argument("--gpus-per-run", type=float, default=0, help="dask (resource GPU), ray")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would run, how long, how large"
-    )
-    asked = parser.parse_args(argv)
+    parser = argparse.ArgumentParser(prog="skillstack sweep")
+    add = parser.add_argument
+    add("notebooks", nargs="+", help="02_hard12, or a path")
+    add("--seeds", nargs="+", default=[])
+    add("--models", nargs="+", default=[])
+    add("--preset")
+    add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    add("--output-dir")
+    add("--jobs", help="how many at a time; 1, on a running cluster all it has")
+    add("--backend", default="loky", help="loky, dask or ray")
+    add("--address", help="of a running Dask scheduler or Ray cluster")
+    add("--gpus-per-run", type=float, default=0, help="of Ray's, or of Dask's resource GPU")
+    add("--dry-run", action="store_true", help="say what would run, how long and how large")
     try:
-        raise SystemExit(_main(asked))
+        raise SystemExit(_main(parser.parse_args(argv)))
     except SkillStackError as error:
         raise SystemExit(f"error: {error}") from None
 
 
 def _main(asked: argparse.Namespace) -> int:
-    from papermill.cli import _resolve_type
+    backend = checked_name(asked.backend, ("loky", *NEEDS), "backend")
+    if backend in NEEDS and importlib.util.find_spec(NEEDS[backend]) is None:
+        extra = f"pip install -e '.[{backend}]'"
+        raise SkillStackError(f"backend {backend!r} is not installed: {extra}")
+    if importlib.util.find_spec("papermill") is None:
+        raise SkillStackError("papermill is missing: pip install papermill ipykernel")
+    from papermill.cli import _resolve_type as typed  # as `papermill -p` reads values
 
-    checked_name(asked.backend, ("loky", *NEEDS), "backend")
-    if asked.backend in NEEDS and importlib.util.find_spec(NEEDS[asked.backend]) is None:
-        raise SkillStackError(
-            f"backend {asked.backend!r} is not installed: pip install -e '.[{asked.backend}]'"
-        )
-    if asked.backend == "loky" and (asked.address or asked.gpus_per_run):
+    if backend == "loky" and (asked.address or asked.gpus_per_run):
         raise SkillStackError("--address and --gpus-per-run need --backend dask or ray")
-    jobs = _resolve_type(asked.jobs or ("None" if asked.address else "1"))
-    if jobs is not None and (type(jobs) is not int or jobs < 1):
+    workers = typed(asked.jobs or ("None" if asked.address else "1"))
+    if workers is not None and (type(workers) is not int or workers < 1):
         raise SkillStackError(f"--jobs must be an integer of at least 1, got {asked.jobs!r}")
-    given = {name: _resolve_type(value) for name, value in asked.p}
+    given = {name: typed(value) for name, value in asked.p}
     if twice := next((name for name in given if name in OPTIONS), None):
         raise SkillStackError(f"-p {twice}: give it as {OPTIONS[twice]}")
     given |= {k: v for k, v in (("preset", asked.preset), ("output_dir", asked.output_dir)) if v}
-    todo = plan(asked.notebooks, list(map(_resolve_type, asked.seeds)), asked.models, **given)
+    jobs = plan(asked.notebooks, [typed(seed) for seed in asked.seeds], asked.models, **given)
     if asked.dry_run:
-        print(dry_run(todo, jobs or 1))
+        print(dry_run(jobs, workers or 1))
         return 0
-    ended = run(todo, jobs, asked.backend, asked.address, asked.gpus_per_run)
+    records = run(jobs, workers, backend, asked.address, asked.gpus_per_run)
     rows = [("job", "status", "time", "cell", "error")]
-    for job in todo:
-        record = ended[job.name]
-        failed = record["status"] == "failed"
-        seconds = _about(record["seconds"]) if "seconds" in record else ""
+    for name, record in records.items():
+        seconds = about(record["seconds"]) if "seconds" in record else ""
         rows.append(
-            (
-                job.name,
-                record["status"],
-                seconds,
-                *((record["cell"], record["error"]) if failed else ("", "")),
-            )
+            (name, record["status"], seconds, record.get("cell", ""), record.get("error", ""))
         )
+    counts = collections.Counter(record["status"] for record in records.values())
     print(_table(rows))
-    counts = {one["status"]: 0 for one in ended.values()}
-    for one in ended.values():
-        counts[one["status"]] += 1
     print(", ".join(f"{number} {status}" for status, number in counts.items()), end="; ")
-    print(f"notebooks, logs and records: {todo[0].folder}")
-    return 130 if "left" in counts else int("failed" in counts)
+    print(f"notebooks, logs and records: {jobs[0].path.parent}")
+    return 130 if counts["left"] else int(counts["failed"] > 0)
 
 
 def console() -> None:
@@ -582,6 +392,4 @@ def console() -> None:
 
 
 if __name__ == "__main__":
-    from skillstack_helpers.lab import sweep  # so that workers find its functions by name
-
-    sweep.main()
+    main()

@@ -21,7 +21,7 @@ from ..tasks import TASKS, TaskData, template_fields
 
 
 def chain_table(stack: SkillStack) -> pd.DataFrame:
-    """All frames, latest first (of a chain, each behind its child): task, parent, number of labels, accuracy, bytes, and whether
+    """All frames, the latest first: task, parent, number of labels, accuracy, bytes, and whether
     every file on disk is what was saved. A dropped frame is listed with the frame that answers
     for it."""
     if not stack.frames:
