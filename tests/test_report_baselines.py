@@ -22,7 +22,7 @@ from skillstack_helpers.tasks import TASKS
 sys.path.insert(0, str(ROOT / "results"))
 from report import base, baselines
 
-TOLD, ROUTED = "told − routed stack (pp)", "routed − routed stack (pp)"
+ROUTED, MIXED = "routed − routed stack (pp)", "mixed − mixed stack (pp)"
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,13 @@ def baselines_of_two_seeds(copies=1):
         frames = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.7 + up}
         frames |= {("acc", "", ""): 0.75, ("routed", "", ""): 0.6 + up}
         frames |= {("routed", "", "a"): 0.5, ("routed", "", "b"): 0.7, ("bwt", "", ""): 0.0}
+        frames |= {("mixed", "", "a"): 0.6, ("mixed", "", "b"): 0.7, ("mixed", "", ""): 0.65}
         alone = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.5}
         alone[("acc", "", "")] = 0.65
         ewc = {("accuracy", "a", "a"): 0.8, ("accuracy", "b", "b"): 0.6}
         ewc |= {("acc", "", ""): 0.5 + up, ("bwt", "", ""): -0.2, ("final", "", "a"): 0.4}
         ewc |= {("final", "", "b"): 0.6, ("routed", "", "a"): 0.4, ("routed", "", "b"): 0.5}
+        ewc |= {("mixed", "", "a"): 0.5, ("mixed", "", "b"): 0.6}
         joint = {("accuracy", "b", "b"): 0.9, ("acc", "", ""): 0.8}  # a last row only
         named = {"frames": frames, "independent": alone, "ewc": ewc, "joint": joint}
         for method, values in named.items():
@@ -98,8 +100,9 @@ def test_accuracy_table_by_hand():
 def test_differences_are_paired_over_seeds_and_tasks():
     table = baselines.accuracy_table(baselines_of_two_seeds(copies=2), "hard8")
     ours = table.loc["measured here"]
-    # told the task 0.4 - 0.5 and 0.6 - 0.7; routed 0.4 - 0.5 and 0.5 - 0.7
-    assert ours.loc["ewc", TOLD] == "-10.0 [-10.0, -10.0]"
+    # mixed 0.5 - 0.6 and 0.6 - 0.7; routed 0.4 - 0.5 and 0.5 - 0.7
+    assert ours.loc["ewc", MIXED] == "-10.0 [-10.0, -10.0]"
+    assert ours.loc["frames", "mixed (%)"] == "65.0 ± 0.0"
     low, high = map(float, re.search(r"^-15\.0 \[(.+), (.+)\]", ours.loc["ewc", ROUTED]).groups())
     assert -20 < low < -15 < high < -10
     assert ours.loc["frames", ROUTED] == ""
@@ -111,8 +114,12 @@ def test_cost_table_by_hand():
     sizes = method_rows("ewc", {("stored_bytes", "", ""): 2.5e6}, 1).assign(unit="bytes")
     trained = method_rows("ewc", {("trained_parameters", "", ""): 5e5}, 1).assign(unit="count")
     spent = method_rows("ewc", {("learning_seconds", "", ""): 61.4}, 1).assign(unit="s")
-    table = baselines.cost_table(pd.concat([sizes, trained, spent]))
-    assert table.loc["ewc"].tolist() == ["0.50", "2.5", "61"]
+    speed = [
+        method_rows("ewc", {("answer_ms", "", ""): ms}, seed).assign(unit="ms")
+        for seed, ms in ((1, 5.0), (2, 6.0), (3, 90.0))  # the third on a busy machine
+    ]
+    table = baselines.cost_table(pd.concat([sizes, trained, spent, *speed]))
+    assert table.loc["ewc"].tolist() == ["0.50", "2.5", "61", "6.0", "", "routing texts"]
 
 
 def test_order_tables_by_hand():
@@ -177,13 +184,13 @@ def run_of(numbers, preset="two_task", **files):
 
 
 def two_methods(frames, other, method="ewc", seeds=(1, 2, 3, 4)):
-    """Saved frames and another method on two tasks: told the task and routed are the same."""
+    """Saved frames and another method on two tasks: told the task, routed and mixed are the same."""
     tables = []
     for seed in seeds:
         for name, value in (("frames", frames), (method, other)):
-            values = {("acc", "", ""): value, ("routed", "", ""): value}
+            values = {(metric, "", ""): value for metric in ("acc", "routed", "mixed")}
             for task in ("imdb", "agnews"):
-                values |= {("final", "", task): value, ("routed", "", task): value}
+                values |= {(m, "", task): value for m in ("final", "routed", "mixed")}
                 values[("accuracy", "agnews", task)] = value
             values[("accuracy", "imdb", "imdb")] = value
             tables.append(method_rows(name, values, seed, "two_task"))
@@ -197,14 +204,15 @@ def legend(ax):
 @pytest.mark.parametrize(
     "frames, other, words",
     [
-        (0.6, 0.7, "60.0 % correctly. With the same router, ahead of it: EWC (70.0)."),
-        (0.6, 0.4, "60.0 % correctly. With the same router, ahead of it: none; furthest behind: "),
+        (0.6, 0.7, "frames mixed. With the same router, ahead of it: EWC (70.0). Mixed the same"),
+        (0.6, 0.4, "Mixed the same way, ahead of it: none; closest behind: EWC (40.0)."),
     ],
 )
 def test_the_methods_figure_says_who_is_ahead(frames, other, words):
     drawn = baselines.methods(run_of(two_methods(frames, other)))
     assert words in drawn.answer and drawn.seeds == [1, 2, 3, 4]
-    assert legend(drawn.figure) == ["routed stack", "told the task", "told nothing: routed"]
+    told = ["told the task", "told nothing: routed", "told nothing: mixed"]
+    assert legend(drawn.figure) == ["mixed stack", *told]
     labels = [t.get_text() for t in drawn.figure.get_yticklabels()]
     assert labels == ["EWC", "saved frames"][:: 1 if other > frames else -1]
     start = drawn.figure.get_xlim()[0]
@@ -214,9 +222,9 @@ def test_the_methods_figure_says_who_is_ahead(frames, other, words):
 @pytest.mark.parametrize(
     "other, words",
     [
-        (0.7, "With the same router, ahead of the routed stack: EWC (+10.0); not to be told"),
+        (0.7, "With the same router, ahead of the stack: EWC (+10.0); not to be told"),
         (0.6, "not to be told from it: EWC (+0.0); behind it: 0 of 1."),
-        (0.5, "ahead of the routed stack: none; not to be told from it: none; behind it: 1 of 1."),
+        (0.5, "ahead of the stack: none; not to be told from it: none; behind it: 1 of 1."),
     ],
 )
 def test_the_differences_figure_says_which_intervals_leave_zero_out(other, words):
@@ -228,6 +236,30 @@ def test_the_differences_figure_says_which_intervals_leave_zero_out(other, words
 def test_the_differences_of_few_pairs_are_told_from_nothing():
     drawn = baselines.differences(run_of(two_methods(0.6, 0.9, seeds=(1,))))
     assert "not to be told from it: EWC (+30.0)" in drawn.answer
+
+
+@pytest.mark.parametrize(
+    "other, color, words",
+    [
+        (0.7, 1, "Ahead of the mixed stack: EWC; behind it: none; not to be told from it: none."),
+        (0.6, 0, "not to be told from it: EWC."),
+        (0.5, -1, "behind it: EWC;"),
+    ],
+)
+def test_a_line_is_coloured_only_where_its_interval_leaves_zero_out(other, color, words):
+    drawn = baselines.verdicts(run_of(two_methods(0.6, other)))
+    assert words in drawn.answer
+    bands = [patch.get_facecolor()[:3] for patch in drawn.figure.patches]
+    expected = {1: plotting.mix_white(plotting.BLUE), -1: plotting.mix_white(plotting.RED)}
+    colored = [band for band in bands if band != (1.0, 1.0, 1.0)]
+    assert colored == [pytest.approx(expected.get(color))] * abs(color)
+    shown = [text.get_text() for text in drawn.figure.texts]
+    assert f"{100 * other:.1f}" in shown and "60.0" in shown
+
+
+def test_of_few_pairs_no_line_is_coloured():
+    drawn = baselines.verdicts(run_of(two_methods(0.6, 0.9, seeds=(1,))))
+    assert "not to be told from it: EWC" in drawn.answer
 
 
 def test_the_stream_figure_shows_equal_lines_and_names_those_without_one():

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, edit_json
 
 from skillstack_helpers.errors import SkillStackError
-from skillstack_helpers.lab import runs, sweep
+from skillstack_helpers.lab import jobs, runs, sweep
 
 PARAMETERS = (
     'seed = 42\npreset = "two_task"\nmodel = "minilm"\nn_train = 4\nn_router = 8\nn_eval = 4'
@@ -187,7 +187,7 @@ def test_done_failed_skipped_and_why_again(place, swept, capsys):
 
 
 def test_modules_that_measure_are_code():
-    digests = json.loads(sweep._package_digest())
+    digests = sweep.package_digests()
     assert {"training.py", "lab/runs.py", "routers/base.py", "tasks.toml"} <= digests.keys()
     package = Path(sweep.__file__).parents[1]
     assert all((package / name).exists() for name in sweep.NOT_MEASURING)
@@ -219,13 +219,13 @@ def test_killed_kernels_processes_and_workers_lose_nothing(place, swept):
     trouble(place, s1="kernel", s2="papermill", s3="worker")
     code, said = swept("--seeds", 1, 2, 3, "--jobs", 2)
     assert code == 0 and counts(said) == "3 done", said
-    assert "workers were lost (TerminatedWorkerError" in said
+    assert "a worker was lost (TerminatedWorkerError" in said
     for seed in (1, 2, 3):
         assert facts(place, seed)["value"] == 4 * seed  # as the uninterrupted ones
         assert (place / f"runs/tiny-{seed}/half.txt").read_text().startswith("onceagain")
 
 
-@pytest.mark.parametrize("backend, module", sweep.NEEDS.items())
+@pytest.mark.parametrize("backend, module", jobs.NEEDS.items())
 def test_a_cluster_loses_a_worker_and_no_job(backend, module, place, swept):
     pytest.importorskip(module, reason=f"pip install -e '.[{backend}]'")
     trouble(place, s2="worker")
@@ -235,11 +235,13 @@ def test_a_cluster_loses_a_worker_and_no_job(backend, module, place, swept):
     assert (place / "runs/tiny-2/half.txt").read_text() == "onceagain"
 
 
-@pytest.mark.parametrize("jobs, by", [(2, signal.SIGINT), (1, signal.SIGINT), (2, signal.SIGKILL)])
-def test_a_stopped_sweep_leaves_no_process_and_goes_on(place, swept, jobs, by):
+@pytest.mark.parametrize(
+    "workers, by", [(2, signal.SIGINT), (1, signal.SIGINT), (2, signal.SIGKILL)]
+)
+def test_a_stopped_sweep_leaves_no_process_and_goes_on(place, swept, workers, by):
     trouble(place, s1="wait", s2="wait")
-    process = start(place, "--seeds", 1, 2, "--jobs", jobs)
-    there = [place / f"runs/tiny-{seed}/processes.json" for seed in (1, 2)[:jobs]]
+    process = start(place, "--seeds", 1, 2, "--jobs", workers)
+    there = [place / f"runs/tiny-{seed}/processes.json" for seed in (1, 2)[:workers]]
     wait_for(lambda: all(path.exists() for path in there) or process.poll() is not None)
     process.send_signal(by)
     said = process.communicate()[0]
@@ -250,7 +252,7 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on(place, swept, jobs, by):
     wait_for(lambda: all(map(gone, pids)), 20)
     if by == signal.SIGKILL:
         trouble(place, s1="", s2="")
-        code, said = swept("--seeds", 1, 2, "--jobs", jobs)
+        code, said = swept("--seeds", 1, 2, "--jobs", workers)
         assert code == 0 and counts(said) == "2 done", said
 
 
@@ -304,13 +306,13 @@ def test_a_backend_that_is_missing_names_its_extra(monkeypatch):
 
 def test_notebooks_by_name_file_or_path_one_after_the_other(data_dir):
     names = ["04_baselines", "02_hard12.ipynb", str(ROOT / "notebooks" / "01_train_stack.ipynb")]
-    jobs = sweep.plan(names, [42, 7], ["minilm"], data_dir=str(data_dir), preset="hard8")
-    stems = [job.notebook.stem for job in jobs]
+    planned = sweep.plan(names, [42, 7], ["minilm"], data_dir=str(data_dir), preset="hard8")
+    stems = [job.notebook.stem for job in planned]
     assert stems == [s for s in ("04_baselines", "02_hard12", "01_train_stack") for _ in "ab"]
-    assert [job.config.seed for job in jobs] == [42, 7] * 3
-    assert jobs[2].config.n_train == 64  # as the notebook has it
-    assert jobs[0].name.startswith("04_baselines-hard8-minilm-s42-")
-    assert len({job.name for job in jobs}) == 6
+    assert [job.config.seed for job in planned] == [42, 7] * 3
+    assert planned[2].config.n_train == 64  # as the notebook has it
+    assert planned[0].name.startswith("04_baselines-hard8-minilm-s42-")
+    assert len({job.name for job in planned}) == 6
     with pytest.raises(SkillStackError, match="notebook 04_baselines is given twice"):
         sweep.plan(["04_baselines", "04_baselines"])
 

@@ -263,7 +263,7 @@ def run(
 
 
 def _show(jobs: list[Job], told: dict, sweep: str, workers: int, ended: threading.Event) -> None:
-    """A line for each job that ends; at a terminal also one, kept up to date, on what is running."""
+    """A line for each job that ends; at a terminal also one, kept up to date, of what runs."""
     done, took, last = {}, collections.defaultdict(list), not jobs
     bar = tqdm(total=len(jobs), bar_format="{desc}", disable=None, leave=False)
     while not last:
