@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -117,8 +116,13 @@ def record_answers(
     picked: frame names, (n,). routed: the router's P(frame | text), (n, frames). mixture: None for
     a method that is told nothing and needs no router: `picked` is what it chose itself.
     """
-    matrix, n, by = run.matrix(stream), len(said.labels), {"router": run.config.router}
+    n, by, last = len(said.labels), {"router": run.config.router}, stream[-1].name
     found = {"routed": said.right(picked)}
+    told = said.mean(found["routed"] if mixture is None else said.right())
+    for data in stream:  # the last row of the accuracy matrix
+        where = {"trained_through": last, "eval_task": data.name, "n": len(data.eval)}
+        run.record("accuracy", told[data.name], **where)
+    matrix = run.matrix(stream)
     if mixture is not None:
         found["mixed"] = said.mixed(mixture, routed)
     for metric, right in found.items():
@@ -149,8 +153,8 @@ def record_stack(
 ) -> tuple[dict[str, Predictions], Mixture]:
     """All that is recorded of a stack at the end; returns its predictions, and the mixture.
 
-    splits, routes, texts: as in `record_learner`. like: a stack that was recorded already, and its
-    predictions: of frames that both have, they are taken over.
+    splits, routes, texts: as in `record_learner`. like: the stack as the stream left it, and its
+    predictions, where `stack` was made of it; of frames that both have, they are taken over.
     """
     label_names = {data.name: data.task.label_names for data in stream}
     which, routed = list(router.classes_), chances(routes)
@@ -165,11 +169,11 @@ def record_stack(
         return logits
 
     said = kept(run, splits, label_names, ask)
-    told, last = said["eval"].mean(said["eval"].right()), stream[-1].name
-    for data in stream:
-        if math.isnan(run.value("accuracy", trained_through=last, eval_task=data.name)):
-            where = {"trained_through": last, "eval_task": data.name}
-            run.record("accuracy", told[data.name], **where, n=len(data.eval))
+    first = (said if like is None else like[1])["eval"]  # nobody writes to a frame again
+    for task, value in first.mean(first.right()).items():
+        for later in stream[which.index(task) : -1]:
+            n = int((first.tasks == task).sum())
+            run.record("accuracy", value, trained_through=later.name, eval_task=task, n=n)
     mixture = said["router"].mixture()
     picked = routes["frame"].to_numpy(object)
     record_answers(run, stream, said["eval"], picked, routed, mixture)
