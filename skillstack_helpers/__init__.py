@@ -26,7 +26,7 @@ _HOME = {
     "ensemble": "Mixture",
     "lab.parameters": "RunConfig repo_root",
     "lab.runs": "open_run load_runs",
-    "lab.experiment": "load_stream open_backbone open_or_train open_stack fit_router",
+    "lab.experiment": "load_stream open_backbone open_or_train open_stack fit_router fit_mixture",
 }
 _HOME = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = ["SkillStackError", "__version__", *_HOME]
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # for editors
     from .frames import Frame
     from .heads import instruction
     from .lab.experiment import (
+        fit_mixture,
         fit_router,
         load_stream,
         open_backbone,

@@ -363,7 +363,11 @@ class SkillStack:
                     scores[batch[mine], : logits.shape[1]] = finite(logits, backbone)
 
     def answer(
-        self, texts: Sequence[str], router, mix: Mixture | str | None = None
+        self,
+        texts: Sequence[str],
+        router,
+        mix: Mixture | str | None = None,
+        labels: Sequence[str] | None = None,
     ) -> pd.DataFrame:
         """Route each text to a frame and let it, or the one that substitutes for it, answer.
 
@@ -372,15 +376,24 @@ class SkillStack:
         answer are asked, in one pass. How often that is, is in the column `asked`; `frame` is the
         one that says most for the answer, `probability` the mixture's.
 
+        labels: names of the labels in question, where they are known: frames that have none of them
+        are not asked, which helps with texts of a task that has no frame.
+
         Columns: frame, label, label_name, probability, router_score, depth, fallback, asked.
         """
         texts = checked_texts(texts)
         if mix is not None:
             mix = self._mixture(mix, router)
+        known = [self[name].label_names for name in router.classes_]
+        able = np.array([labels is None or not {*labels}.isdisjoint(own) for own in known])
+        if not able.any():
+            raise SkillStackError(f"no frame has any of the labels {', '.join(map(str, labels))}")
         # In parts whose states are surely still there when the frames are asked, if the router has
         # run the trunk.
         starts = progress(range(0, max(len(texts), 1), AT_A_TIME), "answer", "part")
-        parts = [self._answer(texts[start : start + AT_A_TIME], router, mix) for start in starts]
+        parts = [
+            self._answer(texts[start : start + AT_A_TIME], router, mix, able) for start in starts
+        ]
         return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
 
     def _mixture(self, mix: Mixture | str, router) -> Mixture:
@@ -391,8 +404,10 @@ class SkillStack:
             raise SkillStackError("the mixture was made for other frames than the router's")
         return mix
 
-    def _answer(self, texts: list[str], router, mix: Mixture | None) -> pd.DataFrame:
-        scores = router.decision_function(texts)
+    def _answer(
+        self, texts: list[str], router, mix: Mixture | None, able: np.ndarray
+    ) -> pd.DataFrame:
+        scores = np.where(able, router.decision_function(texts), -np.inf)
         routes = router.route_scores(scores)
         picked = list(routes["frame"])
         if mix is None:

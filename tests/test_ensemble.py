@@ -10,6 +10,7 @@ from skillstack_helpers.compression import drop
 from skillstack_helpers.config import TrainingConfig
 from skillstack_helpers.ensemble import SHARES, Mixture
 from skillstack_helpers.errors import SkillStackError
+from skillstack_helpers.lab.experiment import fit_mixture
 from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.routers import HybridSVMRouter
 from skillstack_helpers.stack import SkillStack
@@ -146,6 +147,7 @@ def family(model_dirs, data_dir):
     for data in stream:
         stack.grow(data, config)
     rows = Answers.of(stream, "router")
+    rows.stream = stream
     return stack, rows, HybridSVMRouter().fit(rows.texts, list(rows.tasks))
 
 
@@ -195,6 +197,28 @@ def test_answers_are_the_mixtures(family, shares):
         answers["frame"], answers["label"], answers["label_name"], strict=True
     ):
         assert stack[frame].label_names[label] == name
+
+
+@pytest.mark.parametrize("mix", [None, "half"])
+def test_labels_in_question_leave_out_frames_without_them(family, mix):
+    stack, rows, router = family
+    topics = [text for text, task in zip(rows.texts, rows.tasks, strict=True) if task == "agnews"]
+    assert set(stack.answer(topics, router, mix)["frame"]) == {"agnews"}
+    asked = stack.answer(topics, router, mix, labels=["positive", "negative"])
+    assert set(asked["frame"]) <= {"imdb", "sst2"}
+    assert set(asked["label_name"]) <= {"positive", "negative"}
+    with pytest.raises(SkillStackError, match="no frame has any of the labels maybe, never"):
+        stack.answer(topics, router, mix, labels=["maybe", "never"])
+
+
+def test_fitted_on_a_stream_as_by_hand(family):
+    stack, rows, router = family
+    found = fit_mixture(stack=stack, stream=rows.stream)
+    logits = stack.logits(rows.texts, ["imdb", "agnews", "sst2"])
+    names = {name: stack[name].label_names for name in ("imdb", "agnews", "sst2")}
+    expected = Mixture(names, "learned").fit(logits, rows.tasks, rows.labels)
+    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-3)
+    np.testing.assert_allclose(found.temperatures, expected.temperatures, rtol=1e-3)
 
 
 def test_a_mixture_by_its_name_and_of_other_frames(family):

@@ -30,6 +30,8 @@ from .base import (
 WAYS = {  # what the runs call it -> display name
     "latest adapter": "latest adapter",
     "routed stack": "routed stack",
+    "mixed stack": "mixed stack",
+    "mixed, labels told": "mixed, labels told",
     "best single frame": "best single frame",
     "oracle": "best frame per task",
 }
@@ -63,7 +65,7 @@ def generalization_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def answers(run: Run) -> Drawn:
-    """Correct answers on every task, seen or not, by four ways to answer; over seeds."""
+    """Correct answers on every task, seen or not, by six ways to answer; over seeds."""
     found = run.alike()
     groups, known = _groups(run), chance(run)
     columns = {shown: {"metric": "accuracy", "split": split} for split, shown in WAYS.items()}
@@ -85,7 +87,7 @@ def answers(run: Run) -> Drawn:
         if place % 2:  # so that marks are not taken for those of the next line
             ax.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", zorder=-1)
     ax.plot([], [], linestyle="none", markersize=10, **style("chance"))
-    ax.legend(ncols=5, **plotting.ABOVE)
+    ax.legend(ncols=4, **plotting.ABOVE)
     ax.set_xticks(range(0, 101, 20))
     ax.set_xlim(-3, 103)
     ax.set_yticks(range(len(order)), [line if line in known else "mean" for line in order])
@@ -96,11 +98,11 @@ def answers(run: Run) -> Drawn:
     for end in ends[1:-1]:
         ax.axhline(end, color="black", lw=1.2)
     alt = "A line for each task, those of the stack above a rule and those never trained on below "
-    alt += "it, each group with its mean; marks with ranges: latest adapter, routed stack, best "
-    alt += "single frame, best frame per task; grey strokes mark chance."
+    alt += "it, each group with its mean; marks with ranges: latest adapter, routed stack, mixed "
+    alt += "stack with and without the labels told, best single frame, best frame per task; grey strokes mark chance."
     look = "Above the rule other rows of the stack's tasks, below it tasks it never saw. The best "
     look += "single frame and the best frame per task are chosen on these very rows, in hindsight. "
-    look += "At 0: no word for the answer."
+    look += "Labels told, frames without a word for the answer are not asked. At 0: no word for it."
     look += ends_said(found, "Lines")
     return Drawn(ax, _who_is_ahead(found, groups), alt, look, seeds_of(found))
 
@@ -114,8 +116,10 @@ def _who_is_ahead(found: pd.DataFrame, groups: dict) -> str:
         values = each.mean()
         sentences.append(
             f"On {GROUPS[group]}, the routed stack answers {values['routed stack']:.1f} % "
-            f"correctly, the latest adapter {values['latest adapter']:.1f} % and the best single "
-            f"frame {values['best single frame']:.1f} %"
+            f"correctly, mixed {values['mixed stack']:.1f} % (the labels told "
+            f"{values['mixed, labels told']:.1f} %), the latest adapter "
+            f"{values['latest adapter']:.1f} % and the best single frame "
+            f"{values['best single frame']:.1f} %"
         )
         for other, counts in ahead.items():
             counts.append(str((each["routed stack"] > each[other]).sum()))

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from .. import metrics
+from ..answers import Answers
 from ..backbones import Backbone
+from ..ensemble import Mixture
 from ..errors import SkillStackError
 from ..frames import Frame, read_frame
 from ..loading import load_backbone
@@ -132,6 +134,16 @@ def fit_router(
     if (first := stack.first_adapted_layer) is not None:  # what the frames share, the router reads
         settings = {"first": first} | settings
     return make_router(name, **settings).fit(texts, names)
+
+
+def fit_mixture(stream: Sequence[TaskData], stack: SkillStack, shares: str = "learned") -> Mixture:
+    """A mixture of the stack's frames, fitted on the routing rows of a stream and their labels."""
+    rows = Answers.of(stream, "router")
+    mixture = Mixture({data.name: stack[data.name].label_names for data in stream}, shares)
+    own = rows.tasks[:, None] == np.array(list(mixture.label_names), dtype=object)
+    family = Mixture(mixture.label_names, "family").asked(own.astype(float))
+    logits = stack.logits(rows.texts, list(mixture.label_names), family)
+    return mixture.fit(logits, rows.tasks, rows.labels)
 
 
 def learned(frame: Frame) -> str:
