@@ -15,6 +15,7 @@ from skillstack_helpers import (
     baselines,
 )
 from skillstack_helpers.lab import comparison, predictions
+from skillstack_helpers.lab.experiment import load_stream
 from skillstack_helpers.lab.runs import Run
 from skillstack_helpers.routers import make_router
 
@@ -105,6 +106,7 @@ def test_accuracy_is_kept_told_the_task_routed_and_mixed():
     comparison.record_answers(run, STREAM, SAID, picked, routed, Mixture(NAMES, "own"))
     assert run.values == pytest.approx(
         {
+            ("accuracy", "imdb"): 0.5, ("accuracy", "agnews"): 0.5,
             # Sports was sent to imdb, and cannot be right there; mixed, 0.6 * 0.7 > 0.4 * 0.9.
             ("routed", "imdb"): 0.5, ("routed", "agnews"): 0.0, ("routed", ""): 0.25,
             ("mixed", "imdb"): 0.5, ("mixed", "agnews"): 0.5, ("mixed", ""): 0.5,
@@ -114,8 +116,18 @@ def test_accuracy_is_kept_told_the_task_routed_and_mixed():
     )  # fmt: skip
     run = Kept("tfidf_union", matrix.assign(imdb=[np.nan, 0.5]))  # told nothing, all at once
     comparison.record_answers(run, STREAM, SAID, SAID.most_sure(), None, None)
-    assert {metric for metric, _ in run.values} == {"routed"}
+    assert {metric for metric, _ in run.values} == {"routed", "accuracy"}
     assert list(run.saved) == ["matrix.csv"]
+
+
+def test_held_back_rows_are_new(data_dir):
+    config = RunConfig(preset="two_task", n_train=6, n_router=12, n_eval=8, n_held_back=10,
+                       data_dir=str(data_dir), source="folder")  # fmt: skip
+    stream = load_stream(config)
+    rows = comparison.held_back(config, stream)
+    assert list(rows.tasks) == ["imdb"] * 10 + ["agnews"] * 10
+    known = {t for data in stream for s in ("train", "router", "eval") for t in data.texts(s)}
+    assert not known & set(rows.texts)
 
 
 def test_frames_worth_asking_are_the_family_and_what_the_router_leaves_open():

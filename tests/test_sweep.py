@@ -123,7 +123,7 @@ def gone(pid: int) -> bool:
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came"
@@ -242,14 +242,16 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on(place, swept, workers, by
     trouble(place, s1="wait", s2="wait")
     process = start(place, "--seeds", 1, 2, "--jobs", workers)
     there = [place / f"runs/tiny-{seed}/processes.json" for seed in (1, 2)[:workers]]
-    wait_for(lambda: all(path.exists() for path in there) or process.poll() is not None)
-    process.send_signal(by)
-    said = process.communicate()[0]
+    try:
+        wait_for(lambda: all(path.exists() for path in there) or process.poll() is not None)
+    finally:
+        process.send_signal(by)
+        said = process.communicate()[0]
     assert process.returncode == (130 if by == signal.SIGINT else -by), said
     if by == signal.SIGINT:
         assert counts(said) == "2 left" and "Traceback" not in said, said
     pids = [json.loads(p.read_text())[name] for p in there for name in ("kernel", "papermill")]
-    wait_for(lambda: all(map(gone, pids)), 20)
+    wait_for(lambda: all(map(gone, pids)))
     if by == signal.SIGKILL:
         trouble(place, s1="", s2="")
         code, said = swept("--seeds", 1, 2, "--jobs", workers)

@@ -99,7 +99,8 @@ def answers(run: Run) -> Drawn:
         ax.axhline(end, color="black", lw=1.2)
     alt = "A line for each task, those of the stack above a rule and those never trained on below "
     alt += "it, each group with its mean; marks with ranges: latest adapter, routed stack, mixed "
-    alt += "stack with and without the labels told, best single frame, best frame per task; grey strokes mark chance."
+    alt += "stack with and without the labels told, best single frame, best frame per task; "
+    alt += "grey strokes mark chance."
     look = "Above the rule other rows of the stack's tasks, below it tasks it never saw. The best "
     look += "single frame and the best frame per task are chosen on these very rows, in hindsight. "
     look += "Labels told, frames without a word for the answer are not asked. At 0: no word for it."

@@ -75,6 +75,16 @@ def validation_stream(config: RunConfig) -> list[TaskData]:
     return [dataclasses.replace(data, eval=data.router.head(VALIDATION_ROWS)) for data in few]
 
 
+def held_back(config: RunConfig, stream: Sequence[TaskData]) -> Answers:
+    """`n_held_back` rows of every task's train split that neither frames nor router have seen."""
+    rest = []
+    for data in load_stream(config, n_router=config.n_router + config.n_held_back):
+        known = {text for d in stream if d.name == data.name for text in d.texts("router")}
+        new = [text not in known for text in data.texts("router")]
+        rest.append(dataclasses.replace(data, router=data.router[new]))
+    return Answers.of(rest, "router")
+
+
 def searched(run: Run, grid: Mapping[str, Sequence[float]]) -> pd.DataFrame:
     """What a search has found so far: method, strength, learned, final (fractions)."""
     tried = [(p, s, {"split": f"router, {p} {s:g}"}) for p in grid for s in grid[p]]

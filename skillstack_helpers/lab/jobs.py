@@ -62,15 +62,17 @@ def drive(calls: list[dict], workers: int, backend: str, address: str | None, gp
 def _backend(name: str, workers: int, address: str | None, gpus: float) -> Iterator[None]:
     """joblib's backend, on a cluster of this machine's own where there is no address."""
     with contextlib.ExitStack() as stack:
-        more = {}
+        more, there = {}, 0
         try:
             if name == "dask":
                 from distributed import Client, LocalCluster
 
                 here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
                 where = address or stack.enter_context(LocalCluster(**here))
-                more["client"] = stack.enter_context(Client(where))
+                more["client"] = client = stack.enter_context(Client(where))
                 more |= {"resources": {"GPU": gpus}} if gpus else {}
+                each = client.scheduler_info()["workers"].values() if gpus else ()
+                there = max((one["resources"].get("GPU", 0) for one in each), default=0)
             elif name == "ray":
                 import ray
                 from ray.util.joblib import register_ray
@@ -80,9 +82,12 @@ def _backend(name: str, workers: int, address: str | None, gpus: float) -> Itera
                 stack.callback(ray.shutdown)
                 register_ray()
                 more["ray_remote_args"] = {"num_gpus": gpus}
+                there = ray.cluster_resources().get("GPU", 0)
+            if gpus and gpus > there:
+                raise ValueError(f"a worker has {there:g} GPUs, --gpus-per-run is {gpus:g}")
         except (OSError, ValueError) as error:
             at = f"at {address}" if address else "on this machine"
-            raise SkillStackError(f"no {name} cluster {at}: {first_line(error)}") from None
+            raise SkillStackError(f"{name} {at}: {first_line(error)}") from None
         stack.enter_context(parallel_config(name, n_jobs=workers, **more))
         yield
 

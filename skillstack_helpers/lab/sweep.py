@@ -235,6 +235,7 @@ def run(
             call |= {"record": str(job.path), "alive": str(job.path.with_name(f".alive-{sweep}"))}
             calls[job] = common | call | {"parameters": job.given}
     told = {name: seconds for name, (seconds, _) in estimates(list(calls)).items()}
+    print(f"{len(calls)} of {len(jobs)} jobs run, with {workers or 'all'} workers", flush=True)
     for job, call in calls.items():
         job.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(job.path.with_name(".gitignore"), "*\n")
