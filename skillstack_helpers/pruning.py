@@ -129,11 +129,11 @@ def second_look(
 
     The new frame (``imdb-2``) is trained on the task's own rows, and starts from `parent` as in
     `SkillStack.grow`, or from the best one (`parents.BEST`) by `parents.parent_scores`, column
-    `by`, on the task's routing rows. It is kept, and the old one dropped, if the upper confidence bound (one-sided, `confidence`) of the loss against
-    the stack as it was does not exceed `max_loss_pp`, on `held_back` as in `prune`: with 0, only a
-    gain that is proven. Otherwise the stack comes back with the decision alone. All other frames
-    answer as before, to the last bit; `undo` brings the old one back. targets: as in
-    `SkillStack.grow`.
+    `by`, on the task's routing rows. It is kept, and the old one dropped, if the upper confidence
+    bound (one-sided, `confidence`) of the loss against the stack as it was does not exceed
+    `max_loss_pp`, on `held_back` as in `prune`: with 0, only a gain that is proven. Otherwise the
+    stack comes back with the decision alone. All other frames answer as before, to the last bit;
+    `undo` brings the old one back. targets: as in `SkillStack.grow`.
     """
     if data.name not in stack:
         raise SkillStackError(f"task {data.name!r} has no frame yet: grow the stack first")

@@ -203,6 +203,7 @@ def test_notebooks_run_on_tasks_of_ones_own(tmp_path, model_dirs):
 
 def test_baselines_notebook_runs_all_methods_and_resumes(tmp_path, model_dirs, data_dir):
     given = {"preset": "adaptive3", "model": str(model_dirs["bert"]), "lora_r": 4}
+    given |= {"n_held_back": 16}
     some = papermill("04_baselines", tmp_path, data_dir=data_dir, methods="replay,ewc", **given)
     assert some.returncode == 0, some.stderr[-3000:]
     found = list((tmp_path / "runs").glob("*/metrics.csv"))
@@ -218,15 +219,17 @@ def test_baselines_notebook_runs_all_methods_and_resumes(tmp_path, model_dirs, d
     for _, mine in table.groupby("seed"):
         assert set(mine["method"]) == methods | {"search"}
         updates = mine[mine["metric"].eq("updates")].set_index("method")["value"]
-        assert updates.drop(["tfidf", "tfidf_union", "joint"]).nunique() == 1
+        at_once = ["tfidf", "tfidf_union", "lda", "lda_union"]
+        at_once += ["joint", "joint_wide", "joint_shared"]
+        assert updates.drop([*at_once, "second_look", "distilled"]).nunique() == 1
     assert set(table["seed"]) == {42, 7} and not table["value"].isna().any()
     shown = baselines.accuracy_table(table, "adaptive3")
     assert set(shown.loc["measured here"].index) == methods
-    assert figures(tmp_path) == 2 * 6
+    assert figures(tmp_path) == 2 * 7
     text = printed(tmp_path)
     assert "generative replay is left out" in text and "is an encoder" in text
     answers = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/answers.json")]
-    assert len(answers) == 2 and all(len(each) == 6 for each in answers)  # a run of each seed
+    assert len(answers) == 2 and all(len(each) == 7 for each in answers)  # a run of each seed
     assert all(f"- {answer}" in said(tmp_path) for each in answers for answer in each[1:])
 
 
