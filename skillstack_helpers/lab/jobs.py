@@ -85,7 +85,7 @@ def _backend(name: str, workers: int, address: str | None, gpus: float) -> Itera
                 there = ray.cluster_resources().get("GPU", 0)
             if gpus and gpus > there:
                 raise ValueError(f"a worker has {there:g} GPUs, --gpus-per-run is {gpus:g}")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # either has many of its own for a cluster that is not there
             at = f"at {address}" if address else "on this machine"
             raise SkillStackError(f"{name} {at}: {first_line(error)}") from None
         stack.enter_context(parallel_config(name, n_jobs=workers, **more))
