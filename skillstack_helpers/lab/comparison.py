@@ -40,10 +40,10 @@ VALIDATION_ROWS = 64  # routing rows per task that a search is judged on
 
 
 def possible(learners: Mapping[str, Callable], config: RunConfig) -> list[str]:
-    """The methods that are asked for and that the backbone can do. It says which ones it cannot;
-    one that was asked for by name is an error."""
+    """The methods that are asked for, in that order, and that the backbone can do. It says which
+    ones it cannot; one that was asked for by name is an error."""
     asked, found = config.method_names or METHODS, []
-    for method in [each for each in learners if each in asked]:
+    for method in [each for each in asked if each in learners]:
         try:
             learners[method]()
             found.append(method)
