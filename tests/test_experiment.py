@@ -42,6 +42,25 @@ def test_a_trained_stack_is_found_and_not_trained_again(settings, trained, monke
     assert [f.name for f in opened.frames] == ["sst2", "mrpc", "qnli"]
 
 
+def test_the_best_parent_is_asked_for_and_its_stack_is_taken_for_no_chain(
+    settings, trained, monkeypatch, tmp_path
+):
+    stack, stream, _ = trained
+    monkeypatch.setattr(
+        experiment, "best_parent", lambda s, _: s.frames and s.frames[0].name or None
+    )
+    here = str(tmp_path / "runs")
+    best = dataclasses.replace(settings, parent="best", output_dir=here)
+    folder = tmp_path / "runs" / "best" / "stack"
+    made = experiment.open_or_train(best, stream, stack.backbone, folder)
+    assert [frame.parent for frame in made.frames] == [None, "sst2", "sst2"]
+    chain = dataclasses.replace(settings, output_dir=here)
+    assert experiment.find_stack(chain, stream, stack.backbone) is None
+    assert best.identity() == chain.identity() | {"parent": "best"}
+    with pytest.raises(SkillStackError, match="unknown parent 'bets' .did you mean 'best'"):
+        dataclasses.replace(settings, parent="bets")
+
+
 def test_a_stack_trained_otherwise_is_not_taken(settings, trained, tmp_path, model_dirs):
     stack, stream, _ = trained
 

@@ -432,24 +432,24 @@ _UPPER = 0.5  # adapters on the upper half of the layers
 _ORDERS = [f"standard4_order{i}" for i in (1, 2, 3)]
 _PROBE = ["hard5", "hard5_reversed"]
 TABLES = {
-    "baselines_accuracy": Table(*_HARD8, partial(accuracy_table, preset="hard8")),
-    "baselines_cost": Table(*_HARD8, cost_table),
+    "baselines_accuracy": Table(*_HARD8, partial(accuracy_table, preset="hard8"), _UPPER),
+    "baselines_cost": Table(*_HARD8, cost_table, _UPPER),
+    "baselines_all_layers": Table(*_HARD8, partial(accuracy_table, preset="hard8")),
     "orders_hard5": Table("04_baselines", _PROBE, "minilm", probe_table),
     "orders_standard": Table("04_baselines", _ORDERS, "minilm", standard_table),
 }
-FIGURES = {
-    "baselines_differences": Figure(
-        *_HARD8, differences, "Which differences from the routed stack are real?", "frames"
-    ),
-    "baselines_methods": Figure(
-        *_HARD8, methods, "How does the stack compare with what one would do otherwise?", "frames"
-    ),
-    "baselines_stream": Figure(
-        *_HARD8, stream, "Which methods hold their accuracy as tasks are added?", "frames"
-    ),
-    "baselines_tasks": Figure(*_HARD8, tasks, "On which tasks do the methods differ?", "frames"),
-    "baselines_cost": Figure(*_HARD8, cost, "What must each method keep?", "frames"),
-    "baselines_search": Figure(
-        *_HARD8, search, "How strong should a penalty on change be?", "search"
-    ),
+_ASKED = {
+    "verdicts": (verdicts, "Who answers best, and at what price?"),
+    "differences": (differences, "Which differences from the stack are real?"),
+    "methods": (methods, "How does the stack compare with what one would do otherwise?"),
+    "stream": (stream, "Which methods hold their accuracy as tasks are added?"),
+    "tasks": (tasks, "On which tasks do the methods differ?"),
+    "cost": (cost, "What must each method keep?"),
 }
+FIGURES = {
+    f"baselines_{name}": Figure(*_HARD8, draw, question, "frames", _UPPER)
+    for name, (draw, question) in _ASKED.items()
+}
+FIGURES["baselines_search"] = Figure(
+    *_HARD8, search, "What does each method need to be at its best?", "search", _UPPER
+)

@@ -16,9 +16,10 @@ from ..ensemble import Mixture
 from ..errors import SkillStackError
 from ..frames import Frame, read_frame
 from ..loading import load_backbone
+from ..parents import best_parent
 from ..progress import progress
 from ..routers import load_router, make_router, save_router
-from ..stack import SkillStack, read_manifest
+from ..stack import LATEST, SkillStack, read_manifest
 from ..tasks import Task, TaskData, load_task
 from ..training import recipe
 from .parameters import RunConfig, placed, user_path
@@ -73,7 +74,7 @@ def find_stack(
     prompt: Callable[[Task], str] | None = None,
 ) -> Path | None:
     """A stack below the output folder that was trained on the very rows of this stream, with the
-    same training parameters and backbone; None if there is none.
+    same training parameters and backbone, each frame from the latest; None if there is none.
 
     Routing and evaluation rows may be others: frames have not seen them.
     """
@@ -92,6 +93,8 @@ def find_stack(
         if other or backbone.differs_from(manifest["backbone"]):
             continue
         frames = [read_frame(path.parent / "frames" / name) for name in names]
+        if [frame.parent for frame in frames] != [None, *names[:-1]]:
+            continue
         if all(is_this(frame, data) for frame, data in zip(frames, stream, strict=True)):
             return path.parent
     return None
@@ -108,10 +111,12 @@ def open_or_train(
 
     prompt: makes the prompt of each task (`heads.instruction`), for frames that write.
     """
-    folder = find_stack(config, stream, backbone, prompt) or folder
+    best = config.parent == "best"  # which frames that are is known when they are trained
+    folder = (None if best else find_stack(config, stream, backbone, prompt)) or folder
     stack = SkillStack.open(folder, backbone)
     for data in progress([d for d in stream if d.name not in stack], "train", "task"):
-        frame = stack.grow(data, config, prompt(data.task) if prompt else None)
+        parent = best_parent(stack, data) if best else LATEST
+        frame = stack.grow(data, config, prompt(data.task) if prompt else None, parent=parent)
         stack.save_pretrained(folder)
         print(f"{len(stack)} of {len(stream)}", learned(frame), flush=True)
     print(f"{len(stack)} frames in {folder}")

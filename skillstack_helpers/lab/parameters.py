@@ -110,6 +110,7 @@ class RunConfig(TrainingConfig):
     n_train: int = 48  # training rows per class
     n_router: int = 256  # routing rows per task
     n_eval: int = 64  # evaluation rows per class
+    parent: str = "latest"  # of a new frame: the latest frame, or "best" (parents.best_parent)
     router: str = "hybrid_chain"  # one of ROUTERS
     threshold: float = 0.0  # margin a frame needs to answer in the chain walk
     methods: str | None = None  # names from METHODS, comma between; None: all that fit
@@ -138,6 +139,7 @@ class RunConfig(TrainingConfig):
         self._name_stream()
         for field, known in (
             ("router", ROUTERS),
+            ("parent", ("latest", "best")),
             ("source", ("auto", *SOURCES)),
             ("dtype", ("auto", "float32", "bfloat16", "float16")),
             ("quantize", ("nf4",)),
