@@ -133,15 +133,19 @@ def test_dots_are_percent_in_the_order_of_the_table_with_their_intervals():
     assert ax.lines[0].get_ydata()[0] != ax.lines[1].get_ydata()[0]  # nothing hides the other
 
 
-def test_pairs_have_a_filled_and_a_hollow_mark_a_line_with_intervals_apart():
-    table = pd.DataFrame({"told": [50.0, 60.0], "routed": [45.0, np.nan]}, index=["EWC", "replay"])
-    ax = plotting.pairs(table, "%", "a title", table - 2, table + 2, (48.0, "routed stack"))
-    assert legend(ax) == ["routed stack", "told", "routed"] and title(ax) == "a title"
+def test_pairs_have_filled_hollow_and_half_filled_marks_with_intervals_apart():
+    table = {"told": [50.0, 60.0], "routed": [45.0, np.nan], "mixed": [47.0, 62.0]}
+    table = pd.DataFrame(table, index=["EWC", "replay"])
+    ax = plotting.pairs(table, "%", "a title", table - 2, table + 2, (48.0, "mixed stack"))
+    assert legend(ax) == ["mixed stack", "told", "routed", "mixed"] and title(ax) == "a title"
     assert ax.lines[0].get_xdata()[0] == 48
-    filled, hollow = ax.lines[1], ax.lines[4]
-    assert filled.get_color() != hollow.get_color() == "white"
-    assert (filled.get_xdata()[0], hollow.get_xdata()[0]) == (50, 45)
-    assert filled.get_ydata()[0] < hollow.get_ydata()[0]  # y grows downwards
+    marks = [line for line in ax.lines[1:] if len(line.get_xdata()) and line.get_color() != "white"]
+    told, routed, mixed = marks[::2]  # of EWC
+    fills = [mark.get_fillstyle() for mark in (told, routed, mixed)]
+    assert fills == ["full", "none", "bottom"]
+    assert [mark.get_xdata()[0] for mark in (told, routed, mixed)] == [50, 45, 47]
+    places = [mark.get_ydata()[0] for mark in (told, routed, mixed)]
+    assert places == sorted(set(places))  # y grows downwards, and no mark hides another
     assert ax.collections[1].get_segments()[0][:, 0].tolist() == [43, 47]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["EWC", "replay"] and ax.yaxis_inverted()
 
