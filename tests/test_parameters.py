@@ -95,7 +95,7 @@ def test_the_identity_holds_what_differs_from_the_defaults():
     changed = dict(
         preset="hard12", seed=1, n_train=1, n_router=1, n_eval=1, max_length=9, epochs=1, lr=0.1,
         batch_size=1, lora_r=1, lora_alpha=1, first_adapted_layer=0.5, router="centroid",
-        threshold=1.0,
+        threshold=1.0, parent="best", train_on_router=True,
     )  # fmt: skip
     for field, value in changed.items():
         assert dataclasses.replace(RunConfig(), **{field: value}).identity() == {field: value}
@@ -107,6 +107,7 @@ def test_the_identity_holds_what_differs_from_the_defaults():
     assert RunConfig(**places).identity() == {}
     assert RunConfig(tasks="b, a").identity() == {"tasks": "b,a"}
     of_methods = {"ewc_strength", "olora_strength", "buffer_size", "n_held_back", "max_loss_pp"}
+    of_methods |= {"ewc_online_strength", "joint_wide_lr"}
     known = {"tasks", *changed, *places, *of_methods}
     assert known == {f.name for f in dataclasses.fields(RunConfig)}
 

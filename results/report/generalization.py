@@ -68,10 +68,11 @@ def answers(run: Run) -> Drawn:
     """Correct answers on every task, seen or not, by six ways to answer; over seeds."""
     found = run.alike()
     groups, known = _groups(run), chance(run)
-    columns = {shown: {"metric": "accuracy", "split": split} for split, shown in WAYS.items()}
+    ways = {split: shown for split, shown in WAYS.items() if split in set(found["split"])}
+    columns = {shown: {"metric": "accuracy", "split": split} for split, shown in ways.items()}
     parts = with_ends(found[found["eval_task"].ne("")], ["eval_task"], columns)
     for group in groups:
-        whole = {shown: {"metric": f"mean_{group}", "split": k} for k, shown in WAYS.items()}
+        whole = {shown: {"metric": f"mean_{group}", "split": k} for k, shown in ways.items()}
         means = with_ends(found[found["eval_task"].eq("")], ["preset"], whole)
         for k, each in enumerate(means):
             parts[k].loc[f"mean, {GROUPS[group]}"] = each.iloc[0]
@@ -115,12 +116,14 @@ def _who_is_ahead(found: pd.DataFrame, groups: dict) -> str:
         rows = found[found["metric"].eq(f"mean_{group}")]
         each = 100 * rows.pivot(index="seed", columns="split", values="value")
         values = each.mean()
+        mixed = ""
+        if "mixed stack" in values:
+            mixed = f", mixed {values['mixed stack']:.1f} % (the labels told "
+            mixed += f"{values['mixed, labels told']:.1f} %)"
         sentences.append(
             f"On {GROUPS[group]}, the routed stack answers {values['routed stack']:.1f} % "
-            f"correctly, mixed {values['mixed stack']:.1f} % (the labels told "
-            f"{values['mixed, labels told']:.1f} %), the latest adapter "
-            f"{values['latest adapter']:.1f} % and the best single frame "
-            f"{values['best single frame']:.1f} %"
+            f"correctly{mixed}, the latest adapter {values['latest adapter']:.1f} % and the best "
+            f"single frame {values['best single frame']:.1f} %"
         )
         for other, counts in ahead.items():
             counts.append(str((each["routed stack"] > each[other]).sum()))
