@@ -324,16 +324,17 @@ def pairs(
     high: pd.DataFrame,
     line: tuple[float, str],
 ) -> Axes:
-    """A line a method (index), a mark a column below each other: filled in its colour, hollow, and
-    half filled, each with its interval (NaN: none); numbers as they are. line: what to compare
-    with, its place and name."""
+    """A line a method (index), a mark a column below each other: filled in its colour (of three
+    columns), hollow, and half filled, each with its interval (NaN: none); numbers as they are.
+    line: what to compare with, its place and name."""
+    fills = ("full", "none", "bottom")[-table.shape[1] :]
     apart = 0.28 if table.shape[1] == 2 else 0.24
     ax = panels(1, 1, WIDEST, 1.5 + 1.45 * apart * table.shape[1] * len(table) / 2)[0]
     ax.axvline(line[0], color=style(line[1])["color"], ls="--", zorder=0, label=line[1])
     for k, column in enumerate(table):
         at = np.arange(len(table)) + apart * (k - (table.shape[1] - 1) / 2)
         ax.hlines(at, low[column], high[column], color="#555555", lw=1.4, zorder=1)
-        fill = {"fillstyle": ("full", "none", "bottom")[k], "markerfacecoloralt": "white"}
+        fill = {"fillstyle": fills[k], "markerfacecoloralt": "white"}
         back = {"markersize": 7.5, "color": "white", "label": "_"}
         for x, y, one in zip(table[column], at, styles(table.index), strict=True):
             ax.plot(x, y, **one | back, **EDGE)  # no interval shows through a hollow mark
