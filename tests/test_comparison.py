@@ -136,9 +136,12 @@ def test_frames_worth_asking_are_the_family_and_what_the_router_leaves_open():
     assert comparison.worth_asking(names, tasks).tolist() == [
         [True, True, False], [False, False, True], [False, False, True],
     ]  # fmt: skip
-    routed = np.array([[0.5, 0.0, 0.5], [0.0, 0.03, 0.97], [0.001, 0.004, 0.995]])
-    assert comparison.worth_asking(names, tasks, routed).tolist() == [
-        [True, True, True], [True, True, True], [False, False, True],
+    routed = [[0.5, 0.0, 0.5], [0.0, 0.03, 0.97], [0.001, 0.004, 0.995], [0.001, 0.004, 0.995]]
+    routes = pd.DataFrame(routed, columns=["P:imdb", "P:sst2", "P:agnews"])
+    routes["frame"] = ["imdb", "agnews", "agnews", "sst2"]  # a walk may pick what is improbable
+    tasks = np.append(tasks, "agnews")
+    assert comparison.worth_asking(names, tasks, routes).tolist() == [
+        [True, True, True], [True, True, True], [False, False, True], [False, True, True],
     ]  # fmt: skip
 
 

@@ -212,7 +212,7 @@ def test_labels_in_question_leave_out_frames_without_them(family, mix):
 
 
 def test_fitted_on_a_stream_as_by_hand(family):
-    stack, rows, router = family
+    stack, rows, _ = family
     found = fit_mixture(stack=stack, stream=rows.stream)
     logits = stack.logits(rows.texts, ["imdb", "agnews", "sst2"])
     names = {name: stack[name].label_names for name in ("imdb", "agnews", "sst2")}

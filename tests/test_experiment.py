@@ -47,7 +47,7 @@ def test_the_best_parent_is_asked_for_and_its_stack_is_taken_for_no_chain(
 ):
     stack, stream, _ = trained
     monkeypatch.setattr(
-        experiment, "best_parent", lambda s, _: s.frames and s.frames[0].name or None
+        experiment, "best_parent", lambda s, _: (s.frames and s.frames[0].name) or None
     )
     here = str(tmp_path / "runs")
     best = dataclasses.replace(settings, parent="best", output_dir=here)

@@ -102,14 +102,18 @@ def best(found: pd.DataFrame) -> dict[str, float]:
 
 
 def worth_asking(
-    label_names: Mapping[str, Sequence[str]], tasks: np.ndarray, routed: np.ndarray | None = None
+    label_names: Mapping[str, Sequence[str]], tasks: np.ndarray, routes: pd.DataFrame | None = None
 ) -> np.ndarray:
     """Which frames any mixture could need about texts of these tasks, bool (n, frames): the family
-    of the text's own, and whatever a router leaves open. routed: P(frame | text), (n, frames)."""
-    own = tasks[:, None] == np.array(list(label_names), dtype=object)
+    of the text's own, the one picked, and whatever the router leaves open. routes: of the texts,
+    with P(frame | text) in columns ``P:<frame>``."""
+    which = np.array(list(label_names), dtype=object)
     family = Mixture(label_names, "family")
-    asked = family.asked(own.astype(float))
-    return asked if routed is None else asked | (routed >= 0.01) | family.asked(routed)
+    asked = family.asked((tasks[:, None] == which).astype(float))
+    if routes is None:
+        return asked
+    picked, routed = routes["frame"].to_numpy(object)[:, None] == which, chances(routes)
+    return asked | picked | (routed >= 0.01) | family.asked(routed)
 
 
 def record_answers(
@@ -171,7 +175,7 @@ def record_stack(
 
     def ask(split: str) -> np.ndarray:
         rows = splits[split]
-        worth = worth_asking(label_names, rows.tasks, routed if split == "eval" else None)
+        worth = worth_asking(label_names, rows.tasks, routes if split == "eval" else None)
         known = [like is not None and stack[name] is like[0][name] for name in which]
         logits = stack.logits(rows.texts, which, worth & ~np.array(known))
         for k in np.flatnonzero(known):
@@ -212,14 +216,20 @@ def record_learner(
     P(frame | text) in columns ``P:<frame>``. texts: that the speed is measured on.
     """
     union = getattr(learner, "union", False)  # told nothing, and needs no router
+    routed = chances(routes)
 
     def ask(split: str) -> np.ndarray:
-        return learner.logits(splits[split].texts)
+        rows = splits[split]
+        logits = learner.logits(rows.texts)
+        if union:
+            return logits
+        worth = worth_asking(learner.label_names, rows.tasks, routes if split == "eval" else None)
+        return np.where(worth[:, :, None], logits, np.nan)
 
     said = kept(run, splits, learner.label_names, ask, union)
     mixture = None if union else said["router"].mixture()
     picked = said["eval"].most_sure() if union else routes["frame"].to_numpy(object)
-    record_answers(run, stream, said["eval"], picked, chances(routes), mixture)
+    record_answers(run, stream, said["eval"], picked, routed, mixture)
     size = learner.trained_parameters, learner.stored_bytes
     record_costs(run, *size, learner.seconds, learner.updates)
 

@@ -157,7 +157,7 @@ class Run:
         """Write a table beside metrics.csv: .csv, .parquet or .jsonl by its name."""
         index = not isinstance(table.index, pd.RangeIndex)
         if name.endswith(".parquet"):
-            content = table.to_parquet(index=index)
+            content = table.to_parquet(index=index, compression="zstd")
         elif name.endswith(".jsonl"):
             content = table.to_json(orient="records", lines=True)
         else:
