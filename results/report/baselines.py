@@ -231,7 +231,8 @@ def differences(run: Run) -> Drawn:
     n = int(pairs.groupby(["method", "metric"]).size().max()) if len(pairs) else 0
     title = "How far each method is from the stack"
     words = f"difference (points), mean over {n} pairs of seed and task"
-    ax = plotting.pairs(means, words, title, low, high, (0, "mixed stack"))
+    line, fills = (0, "mixed stack"), ("none", "bottom")
+    ax = plotting.pairs(means, words, title, low, high, line, fills)
     alt = "A line for each method with its difference from the stack, routed and mixed, each with "
     alt += "its interval; a dashed line marks no difference."
     look = "Routed (hollow) is compared with the routed stack, mixed (half-filled) with the mixed "
@@ -324,7 +325,8 @@ def search(run: Run) -> Drawn:
 def stream(run: Run) -> Drawn:
     """Mean accuracy on the tasks learned so far, over the stream."""
     found, order = _ours(run.alike()), list(run.config.task_names)
-    cells = found[found["metric"].eq("accuracy")]
+    after = ["second_look", "merged", "distilled"]  # what the stack becomes when the stream is over
+    cells = found[found["metric"].eq("accuracy") & ~found["method"].isin(after)]
     tables = with_ends(cells, ["method", "trained_through"], {"percent": "accuracy"})
     table = pd.concat([part["percent"] for part in tables], axis=1, keys=["percent", "low", "high"])
     table = table.reset_index()

@@ -323,11 +323,12 @@ def pairs(
     low: pd.DataFrame,
     high: pd.DataFrame,
     line: tuple[float, str],
+    fills: Sequence[str] = ("full", "none", "bottom"),
 ) -> Axes:
-    """A line a method (index), a mark a column below each other: filled in its colour (of three
-    columns), hollow, and half filled, each with its interval (NaN: none); numbers as they are.
-    line: what to compare with, its place and name."""
-    fills = ("full", "none", "bottom")[-table.shape[1] :]
+    """A line a method (index), a mark a column below each other, each with its interval (NaN:
+    none); numbers as they are. line: what to compare with, its place and name. fills: of the marks
+    (matplotlib's fill styles): in the method's colour, hollow, or half."""
+    grey = {"full": "#555555", "none": "white", "bottom": "#A0A0A0"}  # in the legend
     apart = 0.28 if table.shape[1] == 2 else 0.24
     ax = panels(1, 1, WIDEST, 1.5 + 1.45 * apart * table.shape[1] * len(table) / 2)[0]
     ax.axvline(line[0], color=style(line[1])["color"], ls="--", zorder=0, label=line[1])
@@ -339,7 +340,7 @@ def pairs(
         for x, y, one in zip(table[column], at, styles(table.index), strict=True):
             ax.plot(x, y, **one | back, **EDGE)  # no interval shows through a hollow mark
             ax.plot(x, y, markersize=7.5, **one | {"label": "_"} | fill, **EDGE)
-        ax.plot([], [], "o", markersize=7.5, color="#555555", label=column, **fill, **EDGE)
+        ax.plot([], [], "o", markersize=7.5, color=grey[fills[k]], label=column, **fill, **EDGE)
     name_lines(ax, table.index)
     ax.set_xlabel(xlabel)
     ax.grid(axis="x", alpha=0.3)
@@ -360,7 +361,7 @@ def verdicts(table: pd.DataFrame, ahead: pd.Series, title: str, legend: dict[int
             ax.text(x, row, cell, va="center", ha="right", size=SMALL)
     for x, column in zip(at, table.columns, strict=True):
         ax.text(x, -0.7, column, va="bottom", ha="right", size=SMALL, weight="bold")
-    ax.set(xlim=(-0.01, 1.01), ylim=(len(table) - 0.5, -1.9))
+    ax.set(xlim=(-0.01, 1.01), ylim=(len(table) - 0.5, -1.9), xticks=[], yticks=[])
     ax.axis("off")
     patches = [
         Patch(facecolor=colors[k], edgecolor="#888888", linewidth=0.6, label=label)

@@ -313,7 +313,7 @@ def _table(rows: list[tuple]) -> str:
 def dry_run(jobs: Sequence[Job], workers: int) -> str:
     """What would be executed, how long and how large, by earlier runs; starts nothing."""
     known, told, rows, left = {}, estimates(jobs), [("job", "why", "time", "disk")], []
-    for job in jobs:
+    for job in progress(jobs, "look for what is done", "job"):
         record, (seconds, size) = job.record(), told[job.name]
         why = why_again(job, record, measured_with(job.config, known) if record else {})
         disk = "unknown" if size is None else f"{size / 1e6:.1f} MB"
