@@ -62,7 +62,13 @@ def rows(method, metric, values, **columns):
 
 
 # Files that take minutes, the longest first: begun first, no core waits for them at the end.
-LONG = ["test_notebooks.py", "test_package.py", "test_models.py", "test_compression.py"]
+LONG = [
+    "test_notebooks.py",
+    "test_sweep.py",
+    "test_package.py",
+    "test_models.py",
+    "test_compression.py",
+]
 
 
 def pytest_collection_modifyitems(items):

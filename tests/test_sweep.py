@@ -88,6 +88,8 @@ def start(place, *more) -> subprocess.Popen:
     """A sweep in a process of its own, to be stopped."""
     command = [sys.executable, "-m", "skillstack_helpers.lab.sweep", *words(place, *more)]
     how = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    # A shell's background jobs, and all below them, ignore Ctrl-C.
+    how["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=place, **how)
 
 
