@@ -8,9 +8,9 @@ the same `minilm` weights, each with the settings that its own documentation rec
     .venv/bin/python benchmarks/off_the_shelf.py --show benchmarks/off_the_shelf.csv
 
 The tools have an environment of their own (README.md beside this file), where this package is not
-installed: `rows` writes texts and labels to the folder ROWS, `run` reads them, adds what it measured
-to a CSV (`--out`) and leaves every answer in ROWS. All run on one core; seconds and milliseconds are
-the process's CPU time.
+installed: `rows` writes texts and labels to the folder ROWS, `run` reads them, adds what it
+measured to a CSV (`--out`) and leaves every answer in ROWS. All run on one core; seconds and
+milliseconds are the process's CPU time.
 
 Classes are all (task, label) pairs; an answer is right when the label's *name* is. Every tool is
 told nothing (`routed`) and told the task (`told`: the best of that task's labels). Three complaints
@@ -152,8 +152,8 @@ class SetFitTool:
     """SetFit: all rows so far in one training, or, with `--per-task`, a model a task.
 
     Batches of 16, one epoch, body at 2e-5, logistic regression as the head: its defaults. All pairs
-    of so many rows are millions, so `max_steps` cuts them to `--pairs` of each kind a row: 20 is what
-    the paper and `scripts/setfit/run_fewshot.py` take (`num_iterations`).
+    of so many rows are millions, so `max_steps` cuts them to `--pairs` of each kind a row: 20 is
+    what the paper and `scripts/setfit/run_fewshot.py` take (`num_iterations`).
     """
 
     package, incremental, remembering = "setfit", False, contextlib.nullcontext
@@ -247,7 +247,8 @@ class StackTool:
 
         facts = read_rows(options.rows)
         budget = {key: facts[key] for key in ("seed", "n_train", "n_router", "n_eval")}
-        some = {"tasks": ",".join(facts["tasks"])} if facts["tasks"] else {"preset": facts["preset"]}
+        some = {"preset": facts["preset"]}
+        some = {"tasks": ",".join(facts["tasks"])} if facts["tasks"] else some
         self.config = RunConfig(model="minilm", first_adapted_layer=options.first, **some, **budget)
         self.options, self.silent, self.router, self.mixture = options, silent, None, None
         self.stream = load_stream(self.config)
@@ -453,8 +454,9 @@ def measure(options) -> pd.DataFrame:
         ["routing rows"] * options.with_routing + ["a model per task"] * options.per_task
     )
     keys = {key: facts[key] for key in ("seed", "n_train", "n_eval")}
-    keys = {"tool": options.tool, "version": version(tool.package), "how": more,
-            "preset": facts["preset"] if not facts["tasks"] else "+".join(facts["tasks"])} | keys  # fmt: skip
+    preset = "+".join(facts["tasks"]) if facts["tasks"] else facts["preset"]
+    which = {"tool": options.tool, "version": version(tool.package), "how": more}
+    keys = which | {"preset": preset} | keys
     return pd.DataFrame([keys | row for row in found.rows])
 
 
