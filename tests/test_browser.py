@@ -268,6 +268,7 @@ SMALL = {"n_train": 4, "n_router": 16, "n_eval": 4, "epochs": 1, "max_length": 6
 GIVEN = {  # what a notebook needs beside that to be done in seconds
     "02_hard12": {},
     "05_bitstack": {"preset": "two_task"},
+    "04_baselines": {"n_held_back": 16, "preset": "adaptive3"},
     "06_compression": {"n_held_back": 16, "preset": "adaptive3"},
     "08_generative_probe": {"lr": 0.01},
     "09_skill_generalization": {},
