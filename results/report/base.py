@@ -21,6 +21,9 @@ from skillstack_helpers.metrics import bootstrap_interval, seed_range
 SHOWN_AS = {"fraction": 100, "bytes": 1e-6, "count": 1e-6}  # percent or points, MB, millions
 
 
+ANY = "any"  # first_adapted_layer: whatever it is
+
+
 class Table(NamedTuple):
     """A table of a results page, and the committed runs that it is of."""
 
@@ -28,7 +31,8 @@ class Table(NamedTuple):
     preset: str | Sequence[str]
     model: str | Sequence[str]
     make: Callable[[pd.DataFrame], pd.DataFrame]  # of rows of `load_runs`
-    first: float | None = None  # first_adapted_layer
+    first: float | str | None = None  # first_adapted_layer
+    router: str = ""  # of the runs, where several were used
 
 
 class Figure(NamedTuple):
@@ -41,6 +45,7 @@ class Figure(NamedTuple):
     question: str
     method: str = ""  # of the run, where a notebook makes a run per method
     first: float | None = None  # first_adapted_layer
+    router: str = ""  # of the runs, where several were used
 
 
 # ---------------------------------------------------------------------- what a cell says

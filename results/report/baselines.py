@@ -16,6 +16,7 @@ from skillstack_helpers.lab.parameters import METHODS
 from skillstack_helpers.lab.runs import Run
 
 from .base import (
+    ANY,
     Figure,
     Table,
     bootstrapped,
@@ -100,6 +101,49 @@ def cost_table(metrics: pd.DataFrame) -> pd.DataFrame:
     kept = {method: words for words, methods in _KEPT.items() for method in methods}
     table["rows kept to learn on"] = [kept.get(method, "") for method in table.index]
     return table.rename_axis(columns="means over seeds")
+
+
+def root_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The first task of the stream, at its end: mean ± standard deviation over seeds. A column for
+    what a method is told; index: method."""
+    ours = _ours(metrics)
+    root = ours["tasks"].str.split(", ").str[0]
+    columns = {name(m): {"metric": metric, "unit": "fraction"} for m, metric in
+               (("acc", "final"), ("routed", "routed"), ("mixed", "mixed"))}  # fmt: skip
+    return summary(ours[ours["eval_task"].eq(root)], ["method"], columns, spread)
+
+
+def ablation_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """What each part of the stack is worth: frames from notebook 04 with adapters on all layers or
+    the upper half, two routers, and what was made of them afterwards. Index: layers, router,
+    frames; means over the seeds of the line. The last columns are differences from the first line
+    on the same task and seed, mean [95 % bootstrap interval]."""
+    ours = metrics[metrics["method"].isin(["frames", "second_look", "merged", "distilled"])]
+    upper = ours["budget"].str.endswith(f"first_adapted_layer {_UPPER}")
+    ours = ours.assign(
+        layers=np.where(upper, "upper half", "all"),
+        router=ours["budget"].str.extract(r"router (\w+)", expand=False),
+        budget="",
+    )
+    by = ["layers", "router", "method"]
+    first = {"layers": "all", "router": "hybrid_chain", "method": "frames", "metric": "routed"}
+    cells = ours[ours["eval_task"].ne("") & ours["metric"].isin(["routed", "mixed"])]
+    cells = cells.assign(value=minus(cells, ["seed", "eval_task"], **first))
+    cells = cells[~meant(cells, first)].dropna(subset="value")
+    cells["metric"] += ", paired"
+    columns = {name("acc"): "acc"}
+    columns |= {name(m): {"metric": m, "eval_task": ""} for m in ("routed", "mixed")}
+    columns |= {
+        "answer, routed (ms)": ("answer_ms", median),
+        "answer, mixed (ms)": ("mixed_ms", median),
+        "routed − first line (pp)": ("routed, paired", bootstrapped),
+        "mixed − first line (pp)": ("mixed, paired", bootstrapped),
+    }
+    table = summary(pd.concat([ours, cells]), by, columns, mean)
+    seeds = ours.groupby(by)["seed"].agg(lambda s: ", ".join(map(str, sorted(s.unique()))))
+    table["seeds"] = seeds.reindex(table.index)
+    lines = table.index.to_frame(index=False)
+    return table.iloc[lines.sort_values(["layers", "router"], kind="stable").index]
 
 
 def median(cell: pd.DataFrame) -> str:
@@ -434,12 +478,20 @@ def _with(values: pd.Series, form: str = ".1f") -> str:
 
 _HARD8 = ("04_baselines", "hard8", "minilm")
 _UPPER = 0.5  # adapters on the upper half of the layers
+_NOW = (_UPPER, "hybrid_embed")
 _ORDERS = [f"standard4_order{i}" for i in (1, 2, 3)]
 _PROBE = ["hard5", "hard5_reversed"]
 TABLES = {
-    "baselines_accuracy": Table(*_HARD8, partial(accuracy_table, preset="hard8"), _UPPER),
-    "baselines_cost": Table(*_HARD8, cost_table, _UPPER),
-    "baselines_all_layers": Table(*_HARD8, partial(accuracy_table, preset="hard8")),
+    "baselines_accuracy": Table(*_HARD8, partial(accuracy_table, preset="hard8"), *_NOW),
+    "baselines_cost": Table(*_HARD8, cost_table, *_NOW),
+    "baselines_root": Table(*_HARD8, root_table, *_NOW),
+    "baselines_ablation": Table(*_HARD8, ablation_table, ANY),
+    "baselines_clinc10": Table(
+        "04_baselines", "clinc10", "minilm", partial(accuracy_table, preset="clinc10"), *_NOW
+    ),
+    "baselines_all_layers": Table(
+        *_HARD8, partial(accuracy_table, preset="hard8"), None, "hybrid_chain"
+    ),
     "orders_hard5": Table("04_baselines", _PROBE, "minilm", probe_table),
     "orders_standard": Table("04_baselines", _ORDERS, "minilm", standard_table),
 }
@@ -452,7 +504,7 @@ _ASKED = {
     "cost": (cost, "What must each method keep?"),
 }
 FIGURES = {
-    f"baselines_{name}": Figure(*_HARD8, draw, question, "frames", _UPPER)
+    f"baselines_{name}": Figure(*_HARD8, draw, question, "frames", *_NOW)
     for name, (draw, question) in _ASKED.items()
 }
 FIGURES["baselines_search"] = Figure(

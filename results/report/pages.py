@@ -25,7 +25,7 @@ from skillstack_helpers.lab.runs import load_runs, placed, read_facts, read_run,
 from skillstack_helpers.progress import progress
 
 from . import baselines, bitstack, compression, generalization, generation, routers, streams
-from .base import Figure, Table, meant
+from .base import ANY, Figure, Table, meant
 
 TOPICS = {  # page -> module; in the order of the notebooks
     "streams": streams,
@@ -51,7 +51,13 @@ def runs_of(entry: Table | Figure, runs: pd.DataFrame) -> pd.DataFrame:
     """The rows of `load_runs` that a table or a figure is made of."""
     where = {column: getattr(entry, column) for column in ("notebook", "preset", "model")}
     found = runs[meant(runs, where)]
-    found = found[found["budget"].str.endswith(f"first_adapted_layer {entry.first}")]
+    budget = found["budget"].str
+    recipe = budget.contains("train_on_router False")
+    if entry.first != ANY:
+        recipe &= budget.endswith(f"first_adapted_layer {entry.first}")
+    if entry.router:
+        recipe &= budget.startswith(f"router {entry.router},")
+    found = found[recipe]
     if not len(found):
         raise SkillStackError(f"no run of {entry.notebook} on {entry.preset}")
     return found

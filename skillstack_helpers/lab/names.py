@@ -115,6 +115,7 @@ STYLES = {  # display name -> colour, marker: the same in the whole suite
     "hybrid_embed": (ORANGE, "s"),
     "scaffold_blind": (GREEN, "^"),
     "trunk": (BROWN, "D"),
+    "gate": (GREY, "X"),
     "centroid": (PURPLE, "h"),
     "profile": (YELLOW, "P"),
     "arrow": (RED, "X"),

@@ -20,6 +20,7 @@ ROUTERS = (
     "hybrid_embed",
     "scaffold_blind",
     "trunk",
+    "gate",
     "centroid",
     "profile",
     "arrow",

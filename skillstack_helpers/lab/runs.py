@@ -401,9 +401,10 @@ def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame
 
 
 def budget(config: Mapping) -> str:
-    """What a run spends on training and rows, in words; missing parameters have their defaults."""
+    """What a run spends on training and rows, and who routes, in words; missing parameters have
+    their defaults."""
     defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
-    names = ["n_train", "n_router", "n_eval", "n_held_back", "train_on_router"]
+    names = ["router", "n_train", "n_router", "n_eval", "n_held_back", "train_on_router"]
     names += [f.name for f in dataclasses.fields(TrainingConfig) if f.name != "seed"]
     return ", ".join(f"{name} {({**defaults, **config})[name]}" for name in names)
 

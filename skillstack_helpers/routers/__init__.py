@@ -22,6 +22,7 @@ from ..errors import SkillStackError, checked_name
 from ..files import explain, read_json, write_atomic
 from .arrow import ArrowRouter
 from .base import Router, fit_temperature, walk  # noqa: F401
+from .gate import GateRouter
 from .hybrid import HybridChainRouter, HybridEmbedRouter, HybridSVMRouter
 from .profile import CentroidRouter, ProfileRouter
 from .scaffold_blind import ScaffoldBlindRouter
@@ -37,6 +38,7 @@ ROUTERS = {
     "hybrid_embed": HybridEmbedRouter,
     "scaffold_blind": ScaffoldBlindRouter,
     "trunk": TrunkRouter,
+    "gate": GateRouter,
     "centroid": CentroidRouter,
     "profile": ProfileRouter,
     "arrow": ArrowRouter,
