@@ -53,7 +53,7 @@ _FACTS = {
     "versions": dict,
     "prefix": str,
 }
-_MORE_FACTS = {"storage": dict, "prompt": (str, NoneType)}  # of some frames
+_MORE_FACTS = {"storage": dict, "prompt": (str, NoneType), "calibration": list}  # of some frames
 
 
 class Weights(NamedTuple):
@@ -82,6 +82,8 @@ class Frame:
     prefix: str  # of adapter names on disk, see Backbone.saved_prefix; in memory it is _BARE
     storage: Mapping = field(default_factory=dict)  # of a compressed frame, see compression.py
     prompt: str | None = None  # of a frame that writes its answers; else it has a head
+    # 1 - P(true label) of the routing rows right after training, sorted: what label sets go by.
+    calibration: tuple[float, ...] = ()
     sha256: Mapping = field(default_factory=dict)  # file name -> digest, once saved
     folder: Path | None = None
     listed: str | None = None  # SHA-256 of its frame.json, once saved
@@ -129,6 +131,7 @@ class Frame:
             self,
             metrics=MappingProxyType({"before": dict(self.metrics)}),
             storage=MappingProxyType(dict(storage)),
+            calibration=(),
             sha256={},
             folder=None,
             listed=None,
@@ -330,6 +333,9 @@ def read_frame(folder: Path) -> Frame:
         check_frame_name(storage["shares"])
     if prompt is not None and (not isinstance(prompt, str) or prompt.count("{text}") != 1):
         raise SkillStackError(f"{path}: 'prompt' has no place for a text")
+    known = fields.get("calibration", [])
+    if not isinstance(known, list) or not all(type(x) is float and 0 <= x <= 1 for x in known):
+        raise SkillStackError(f"{path}: 'calibration' is not a list of numbers from 0 to 1")
     needed = HEAD if "format" in storage or storage.get("shares") else ADAPTER
     if needed not in fields["sha256"]:
         raise SkillStackError(f"{path}: sha256 does not list {needed}")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from . import hardware, training
@@ -68,6 +69,23 @@ class _Head:
         scores = self.scores(data.texts("eval"), max_length, f"evaluate {data.name}")
         labels = scores.argmax(1)
         return Evaluation(float((labels == data.labels("eval")).mean()), labels, scores)
+
+
+    def calibration(self, data: TaskData, max_length: int) -> tuple[float, ...]:
+        """1 - P(true label) of the task's routing rows, sorted; of those that are not trained on.
+
+        The score of `conformal.threshold`; label sets by it are the smallest on average (Sadinle,
+        Lei and Wasserman 2019).
+        """
+        learned = set(data.texts("train"))
+        rows = [(t, y) for t, y in zip(data.texts("router"), data.labels("router"), strict=True)
+                if t not in learned]  # fmt: skip
+        if not rows:
+            return ()
+        texts, labels = zip(*rows, strict=True)
+        scores = self.scores(texts, max_length, f"calibrate {data.name}").astype(np.float64)
+        strange = 1 - softmax(scores, axis=1)[np.arange(len(labels)), labels]
+        return tuple(np.sort(strange).round(6).tolist())
 
 
 class LinearHead(_Head):

@@ -27,6 +27,7 @@ from torch import Tensor
 from . import sharing, training
 from .backbones import Backbone
 from .config import TrainingConfig
+from .conformal import threshold
 from .ensemble import Mixture
 from .errors import SkillStackError, checked_texts, did_you_mean
 from .files import digest, explain, versions, write_atomic
@@ -145,7 +146,8 @@ class SkillStack:
         The adapter starts from where the `parent` ended: the latest frame, or the one of that name
         (`parents.best_parent`); None: from a new adapter. Its head is new; with a `prompt`
         (`heads.instruction`) there is no head, and the frame learns to write the label word. The
-        frame is evaluated on the task's own evaluation rows before it is frozen.
+        frame is evaluated on the task's own evaluation rows, and calibrated on its routing rows (one
+        with a head), before it is frozen.
 
         name: of the frame, default the task's. Under another one a task can be learned again.
         targets: probabilities (training rows, classes) to learn in place of the rows' labels, such
@@ -178,6 +180,7 @@ class SkillStack:
             losses = head.train(data, config, rng, targets)
             seconds = time.perf_counter() - start
         evaluated = head.evaluate(data, config.max_length)
+        calibration = head.calibration(data, config.max_length) if prompt is None else ()
         rows = {"source": data.source, "fingerprint": data.fingerprint}
         rows |= {"train_fingerprint": data.train_fingerprint} | dict(data.budget)
         rows["template"] = data.task.template
@@ -200,6 +203,7 @@ class SkillStack:
             versions=MappingProxyType(versions()),
             prefix=backbone.saved_prefix(prompt),
             prompt=prompt,
+            calibration=calibration,
             _weights=Weights(*frozen),
         )
         self.frames.append(frame)
@@ -368,6 +372,7 @@ class SkillStack:
         router,
         mix: Mixture | str | None = None,
         labels: Sequence[str] | None = None,
+        coverage: float | None = None,
     ) -> pd.DataFrame:
         """Route each text to a frame and let it, or the one that substitutes for it, answer.
 
@@ -379,11 +384,20 @@ class SkillStack:
         labels: names of the labels in question, where they are known: frames that have none of them
         are not asked, which helps with texts of a task that has no frame.
 
-        Columns: frame, label, label_name, probability, router_score, depth, fallback, asked.
+        coverage: a probability, 0.9 say; each answer then comes with a `label_set`, the names of all
+        labels that the frame does not rule out, and `abstains` where that is not one alone. Of
+        texts that are exchangeable with the frame's routing rows the set holds the right label at
+        least that often (split conformal prediction), now and whatever is learned later, since
+        threshold and frame are frozen. Of texts that the router sends to a wrong frame nothing is
+        promised. Not together with mix.
+
+        Columns: frame, label, label_name, probability, router_score, depth, fallback, asked; with
+        coverage also label_set (tuple) and abstains.
         """
         texts = checked_texts(texts)
         if mix is not None:
             mix = self._mixture(mix, router)
+        limits = None if coverage is None else self._limits(coverage, mix, router)
         known = [self[name].label_names for name in router.classes_]
         able = np.array([labels is None or not {*labels}.isdisjoint(own) for own in known])
         if not able.any():
@@ -392,7 +406,8 @@ class SkillStack:
         # run the trunk.
         starts = progress(range(0, max(len(texts), 1), AT_A_TIME), "answer", "part")
         parts = [
-            self._answer(texts[start : start + AT_A_TIME], router, mix, able) for start in starts
+            self._answer(texts[start : start + AT_A_TIME], router, mix, able, limits)
+            for start in starts
         ]
         return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
 
@@ -404,8 +419,26 @@ class SkillStack:
             raise SkillStackError("the mixture was made for other frames than the router's")
         return mix
 
+    def _limits(self, coverage: float, mix: Mixture | None, router) -> dict[str, float]:
+        """The threshold of every frame that may answer, see `conformal.threshold`."""
+        if mix is not None:
+            raise SkillStackError("coverage is a frame's own: it goes without mix")
+        frames = {self[name].name: self[name] for name in router.classes_}
+        for frame in frames.values():
+            if not frame.calibration:
+                raise SkillStackError(
+                    f"frame {frame.name!r} was not calibrated: it was learned by an earlier "
+                    "version or without routing rows, writes its answers, or was compressed"
+                )
+        return {name: threshold(frame.calibration, coverage) for name, frame in frames.items()}
+
     def _answer(
-        self, texts: list[str], router, mix: Mixture | None, able: np.ndarray
+        self,
+        texts: list[str],
+        router,
+        mix: Mixture | None,
+        able: np.ndarray,
+        limits: Mapping[str, float] | None,
     ) -> pd.DataFrame:
         scores = np.where(able, router.decision_function(texts), -np.inf)
         routes = router.route_scores(scores)
@@ -419,6 +452,8 @@ class SkillStack:
                 "probability": prediction.probabilities.max(1, initial=0.0),
             }
             asked = np.ones(len(texts), dtype=np.int64)
+            if limits is not None:
+                said |= self._sets(said["frame"], prediction.probabilities, limits)
         else:
             routed = router.probabilities(scores)
             shared = mix.asked(routed)
@@ -426,7 +461,17 @@ class SkillStack:
             said, asked = self._mixed(mix, logits, routed), shared.sum(1)
         more = {"router_score": routes["score"].to_numpy(), "depth": routes["depth"].to_numpy()}
         more |= {"fallback": routes["fallback"].to_numpy(), "asked": asked}
-        return pd.DataFrame(said | more)
+        sets = {key: said.pop(key) for key in ("label_set", "abstains") if key in said}
+        return pd.DataFrame(said | more | sets)
+
+    def _sets(self, frames: np.ndarray, chances: np.ndarray, limits: Mapping) -> dict:
+        """What each text's frame does not rule out, as columns; chances: (n, most classes)."""
+        sets = np.empty(len(frames), dtype=object)
+        for i, (name, row) in enumerate(zip(frames, chances, strict=True)):
+            labels = self[name].label_names
+            within = 1 - row[: len(labels)] <= limits[name] + 1e-6  # calibrated to six digits
+            sets[i] = tuple(label for label, there in zip(labels, within, strict=True) if there)
+        return {"label_set": sets, "abstains": np.array([len(one) != 1 for one in sets], bool)}
 
     def _mixed(self, mix: Mixture, logits: np.ndarray, routed: np.ndarray) -> dict:
         """The mixture's answers, as columns."""

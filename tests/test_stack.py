@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import errno
 import json
 import os
@@ -6,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, edit_json
@@ -73,7 +76,6 @@ def test_the_latest_adapter_is_another_one(grown, stream):
 
 
 def test_adapter_starts_at_the_parent_and_the_head_is_new(model_dirs, stream, config):
-    import dataclasses
 
     still = dataclasses.replace(config, lr=1e-12)
     stack = SkillStack(load_backbone(str(model_dirs["bert"]), device="cpu"))
@@ -123,7 +125,6 @@ def test_two_stacks_share_one_backbone(grown, stream, config):
 
 
 def test_grow_refuses_what_does_not_fit(grown, stream, config):
-    import dataclasses
 
     with pytest.raises(SkillStackError, match="'imdb' is already in the stack"):
         grown.grow(stream[0], config)
@@ -180,6 +181,53 @@ def test_answer_through_a_router(grown, stream):
     assert answers["probability"].between(0.2, 1).all()
     asked = grown.predict(texts, frame=list(answers["frame"]))
     assert list(answers["label"]) == list(asked.labels)
+
+
+def test_label_sets_hold_the_right_label_as_often_as_said(grown, stream, folder, backbone):
+    texts = [text for data in stream for text in data.texts("router")]
+    labels = [k for data in stream for k in data.labels("router")]
+    names = [data.name for data in stream for _ in data.texts("router")]
+    told = SimpleNamespace(  # who is never wrong
+        classes_=np.array([frame.name for frame in grown.frames], dtype=object),
+        decision_function=lambda asked: np.array(
+            [[float(names[texts.index(t)] == f.name) for f in grown.frames] for t in asked]
+        ),
+    )
+    told.route_scores = lambda scores: pd.DataFrame(
+        {"frame": told.classes_[scores.argmax(1)], "score": 1.0, "depth": 1.0, "fallback": False}
+    )
+    for coverage in (0.5, 0.9):
+        answers = grown.answer(texts, told, coverage=coverage)
+        true = [grown[n].label_names[k] for n, k in zip(names, labels, strict=True)]
+        held = [t in one for t, one in zip(true, answers["label_set"], strict=True)]
+        for name in told.classes_:  # of the very rows it was calibrated on: never fewer
+            assert np.mean([h for h, n in zip(held, names, strict=True) if n == name]) >= coverage
+        assert (answers["abstains"] == (answers["label_set"].map(len) != 1)).all()
+        assert list(answers)[-2:] == ["label_set", "abstains"]
+    frame = grown.frames[0]
+    n = names.count(frame.name)
+    assert len(frame.calibration) == n
+    own = 1 - grown.predict(texts[:n], frame.name).probabilities[np.arange(n), labels[:n]]
+    assert np.allclose(np.sort(own), frame.calibration, atol=2e-6)
+    again = SkillStack.from_pretrained(folder, grown.backbone)
+    assert again.frames[0].calibration == frame.calibration
+    assert again.answer(texts, told, coverage=0.9)["label_set"].tolist() == (
+        grown.answer(texts, told, coverage=0.9)["label_set"].tolist()
+    )
+    with pytest.raises(SkillStackError, match="it goes without mix"):
+        grown.answer(texts, told, mix="own", coverage=0.9)
+    with pytest.raises(SkillStackError, match="coverage must be between 0 and 1, got 9"):
+        grown.answer(texts, told, coverage=9)
+
+
+def test_rows_that_were_trained_on_do_not_calibrate(stream, backbone, config):
+    data = stream[0]
+    learned = dataclasses.replace(data, router=data.train)
+    stack = SkillStack(backbone)
+    assert stack.grow(learned, config).calibration == ()
+    router = HybridChainRouter().fit(data.texts("router"), [data.name] * len(data.router))
+    with pytest.raises(SkillStackError, match=f"frame '{data.name}' was not calibrated"):
+        stack.answer(["a text"], router, coverage=0.9)
 
 
 def test_evaluate_needs_a_head_that_fits(grown, stream):
@@ -257,7 +305,6 @@ def test_saving_again_writes_nothing_and_growing_on_writes_one_frame(
     stamps = {p: p.stat().st_mtime_ns for p in (folder / "frames").rglob("*")}
     stack.save_pretrained(folder)
     assert {p: p.stat().st_mtime_ns for p in (folder / "frames").rglob("*")} == stamps
-    import dataclasses
 
     task = dataclasses.replace(stream[0].task, name="fourth")
     stack.grow(dataclasses.replace(stream[0], task=task), config)
@@ -274,7 +321,6 @@ def test_another_stack_is_never_overwritten(folder, grown, stream, config):
     other.grow(stream[1], config)
     with pytest.raises(SkillStackError, match="holds another stack"):
         other.save_pretrained(folder)
-    import dataclasses
 
     again = SkillStack(grown.backbone)
     again.grow(stream[0], dataclasses.replace(config, seed=9))
@@ -385,7 +431,6 @@ def test_verify_finds_changes_on_disk_and_in_memory(folder, grown, model_dirs, s
 
 
 def test_full_disk_leaves_the_saved_frames_whole(folder, grown, stream, config, monkeypatch):
-    import dataclasses
 
     stack = SkillStack.from_pretrained(folder, grown.backbone)
     task = dataclasses.replace(stream[0].task, name="fourth")
@@ -516,7 +561,6 @@ def test_a_string_is_not_a_list_of_texts(grown):
 
 def test_training_takes_training_fields_alone(grown):
     """And a frame notes them, with its rows and their budget."""
-    import dataclasses
 
     from skillstack_helpers.config import TrainingConfig
 
