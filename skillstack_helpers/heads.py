@@ -70,7 +70,6 @@ class _Head:
         labels = scores.argmax(1)
         return Evaluation(float((labels == data.labels("eval")).mean()), labels, scores)
 
-
     def calibration(self, data: TaskData, max_length: int) -> tuple[float, ...]:
         """1 - P(true label) of the task's routing rows, sorted; of those that are not trained on.
 

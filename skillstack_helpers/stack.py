@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from . import sharing, training
+from . import certificates, sharing, training
 from .backbones import Backbone
 from .config import TrainingConfig
 from .conformal import threshold
@@ -146,8 +146,8 @@ class SkillStack:
         The adapter starts from where the `parent` ended: the latest frame, or the one of that name
         (`parents.best_parent`); None: from a new adapter. Its head is new; with a `prompt`
         (`heads.instruction`) there is no head, and the frame learns to write the label word. The
-        frame is evaluated on the task's own evaluation rows, and calibrated on its routing rows (one
-        with a head), before it is frozen.
+        frame is evaluated on the task's own evaluation rows and, if it has a head, calibrated on the
+        routing rows, before it is frozen.
 
         name: of the frame, default the task's. Under another one a task can be learned again.
         targets: probabilities (training rows, classes) to learn in place of the rows' labels, such
@@ -384,8 +384,8 @@ class SkillStack:
         labels: names of the labels in question, where they are known: frames that have none of them
         are not asked, which helps with texts of a task that has no frame.
 
-        coverage: a probability, 0.9 say; each answer then comes with a `label_set`, the names of all
-        labels that the frame does not rule out, and `abstains` where that is not one alone. Of
+        coverage: a probability, 0.9 say; each answer then comes with a `label_set`, the names of
+        all labels that the frame does not rule out, and `abstains` where that is not one alone. Of
         texts that are exchangeable with the frame's routing rows the set holds the right label at
         least that often (split conformal prediction), now and whatever is learned later, since
         threshold and frame are frozen. Of texts that the router sends to a wrong frame nothing is
@@ -505,6 +505,21 @@ class SkillStack:
             )
         under = self.activate(adapter.name, holder.name)
         return under.evaluate(data, adapter.training["max_length"])
+
+    def certify(
+        self, texts: Sequence[str], router, since: Mapping | str | Path | None = None
+    ) -> dict:
+        """Who answers which text, as JSON types: hashes of the backbone, of every frame and of what
+        the router learned, each frame's logits (their digest, on the texts that it answers), and
+        every answer.
+
+        since: an earlier certificate about the same texts, or its file. ``since`` then says how
+        many answers changed, router included, with their share and its exact 95 % interval
+        (Clopper and Pearson 1934); which frames are gone or other ones; and whose logits, on the
+        texts that each answered then, are not the same to the last bit. Bits can be compared on the
+        same versions, device and number of threads.
+        """
+        return certificates.certify(self, texts, router, since)
 
     def _answering(self, names: str | Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """The name of the frame that answers each text, object (n,)."""
