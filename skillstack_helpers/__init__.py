@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .errors import SkillStackError
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 _HOME = {
     "backbones": "Backbone",

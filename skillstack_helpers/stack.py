@@ -146,8 +146,8 @@ class SkillStack:
         The adapter starts from where the `parent` ended: the latest frame, or the one of that name
         (`parents.best_parent`); None: from a new adapter. Its head is new; with a `prompt`
         (`heads.instruction`) there is no head, and the frame learns to write the label word. The
-        frame is evaluated on the task's own evaluation rows and, if it has a head, calibrated on the
-        routing rows, before it is frozen.
+        frame is evaluated on the task's own evaluation rows and, if it has a head, calibrated on
+        the routing rows, before it is frozen.
 
         name: of the frame, default the task's. Under another one a task can be learned again.
         targets: probabilities (training rows, classes) to learn in place of the rows' labels, such
