@@ -1,17 +1,21 @@
-"""What can be shown to somebody else: who answered which text, and how many answers changed."""
+"""What can be shown to somebody else: who answered which text, how many answers changed, and that
+a task is gone."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import binomtest
 
+from .config import TrainingConfig
 from .errors import SkillStackError, checked_texts
-from .files import digest, read_json
+from .files import digest, file_sha256, read_json
 from .frames import weights_digest
 
 SCHEMA = 1
@@ -104,3 +108,110 @@ def _read(since: Mapping | str | Path, texts: list[str]) -> Mapping:
     if before["texts"] != {"n": len(texts), "sha256": _texts(texts)}:
         raise SkillStackError(f"{where} is about other texts: give it the same, in the same order")
     return before
+
+
+# ---------------------------------------------------------------------- removal
+
+
+def remove(stack, name: str, retrain: Mapping | None = None) -> dict:
+    """See `SkillStack.remove`."""
+    frame = stack[name]
+    if frame.name != name:
+        raise SkillStackError(
+            f"frame {name!r} was dropped, {frame.name!r} answers: undo that first"
+        )
+    heirs = descendants(stack, name)
+    gone = [frame] + [stack[heir] for heir in heirs] * (retrain is not None)
+    for other in stack.frames:
+        if other not in gone and other.storage.get("shares") in [one.name for one in gone]:
+            raise SkillStackError(f"frame {other.name!r} reads the adapter of {name!r}: undo that")
+    if missing := [stack[h].task for h in heirs if retrain is not None
+                   and stack[h].task not in retrain]:  # fmt: skip
+        raise SkillStackError(f"retrain has no rows of {', '.join(missing)}")
+    hashes = {one.name: weights_digest(one) for one in gone}
+    folder = frame.folder.parent.parent if frame.folder else None
+    files = {}
+    if folder:
+        for one in gone:  # adapter_config.json is alike in all frames
+            own = {v for file, v in one.sha256.items() if file.endswith(".safetensors")}
+            files[one.name] = sorted({one.listed, *own})
+
+    renamed, before = {name: None}, list(stack.frames)
+    try:
+        for heir in heirs if retrain is not None else ():
+            renamed[heir] = _again(stack, stack[heir], renamed, retrain[stack[heir].task])
+        if folder:
+            stack.save_pretrained(folder)  # what was learned anew is there before the old goes
+    except BaseException:
+        stack.frames = before
+        raise
+    for one in gone:
+        left_to = {"to": renamed[one.name], "parent": one.parent, "removed": True}
+        stack.dropped[one.name] = left_to
+    stack.frames = [one for one in stack.frames if one.name not in renamed]
+    stack.decisions = [d for d in stack.decisions if not _speaks_of(d, renamed)]
+    stack.backbone.forget()
+    stack._packed.clear()
+    if folder:
+        stack._write_manifest(folder, stack.frames)  # from here on nothing of it is opened
+        _sweep(folder, renamed)
+    return {
+        "schema_version": SCHEMA,
+        "removed": name,
+        "weights_sha256": hashes,
+        "files_sha256": files,
+        "descendants": heirs,
+        "trained_anew": {old: new for old, new in renamed.items() if new},
+        "texts_sha256": [frame.data.get("fingerprint"), frame.data.get("train_fingerprint")],
+    }
+
+
+def descendants(stack, name: str) -> list[str]:
+    """Frames that were trained from `name`, or from one that was, in stack order."""
+    heirs = {name}
+    for frame in stack.frames:
+        if frame.parent in heirs:
+            heirs.add(frame.name)
+    return [frame.name for frame in stack.frames if frame.name in heirs - {name}]
+
+
+def left_of(folder: str | Path, certificate: Mapping) -> list[str]:
+    """Files below a folder that a removal should have taken away: those with a hash that it names,
+    and frames that bear a removed name. Empty if it kept its word; any process can ask."""
+    known = {digest for hashes in certificate["files_sha256"].values() for digest in hashes}
+    names = {certificate["removed"], *certificate["trained_anew"]}
+    paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    return [
+        str(path)
+        for path in paths
+        if file_sha256(path) in known or (path.parent.parent.name, path.parent.name) in
+        {("frames", name) for name in names}
+    ]  # fmt: skip
+
+
+def _again(stack, old, renamed: Mapping, data) -> str:
+    """A descendant learned anew, from what its parent has become; its new name."""
+    parent = old.parent
+    while parent in renamed and renamed[parent] is None:  # the removed one: from its own parent
+        parent = stack[parent].parent
+    known = {field.name for field in dataclasses.fields(TrainingConfig)}
+    config = TrainingConfig(**{key: v for key, v in old.training.items() if key in known})
+    number = 2
+    while (name := f"{old.name}-{number}") in stack or name in stack.dropped:
+        number += 1
+    stack.grow(data, config, old.prompt, parent=renamed.get(parent, parent), name=name)
+    return name
+
+
+def _speaks_of(decision: Mapping, names: Mapping) -> bool:
+    about = [*decision.get("frames", ()), decision.get("by"), *decision.get("replaced", ())]
+    return not set(names).isdisjoint(about)
+
+
+def _sweep(folder: Path, names: Mapping) -> None:
+    """Delete the folders of removed frames, and saved routers that know them and cannot forget."""
+    for name in names:
+        shutil.rmtree(folder / "frames" / name, ignore_errors=True)
+    for path in sorted((folder / "routers").glob("*/router.json")):
+        if not set(names).isdisjoint(read_json(path, ("state",))["state"].get("frames_", ())):
+            shutil.rmtree(path.parent)

@@ -402,7 +402,8 @@ def _table(stack) -> str:
         text = frame.data.get("template", "")
         rows.append([_cell(x) for x in (frame.name, labels, accuracy, measured["n"], text)])
     for name in stack.dropped:
-        rows.append([_cell(name), _cell(f"answered by {stack[name].name}"), "", "", ""])
+        how = f"answered by {stack[name].name}" if name in stack else "removed"
+        rows.append([_cell(name), _cell(how), "", "", ""])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -90,12 +90,14 @@ class SkillStack:
         return len(self.frames)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.dropped or self._find(name) is not None
+        return self._find(follow(self.dropped, name, "to")) is not None
 
     def __getitem__(self, name: str) -> Frame:
         """The frame of that name, or the one that answers for it if it was dropped."""
         if frame := self._find(follow(self.dropped, name, "to")):
             return frame
+        if self.dropped.get(name, {}).get("removed"):
+            raise SkillStackError(f"frame {name!r} was removed")
         names = [frame.name for frame in self.frames] + list(self.dropped)
         raise SkillStackError(f"unknown frame {name!r}{did_you_mean(str(name), names)}")
 
@@ -521,6 +523,21 @@ class SkillStack:
         """
         return certificates.certify(self, texts, router, since)
 
+    def remove(self, name: str, retrain: Mapping[str, TaskData] | None = None) -> dict:
+        """Forget a task on request: its frame goes from memory and, if the stack was saved, from
+        the disk, with every decision about it, all cached tokens, states and embeddings, and saved
+        routers that know it. Returns a certificate, JSON types; `certificates.left_of` looks for
+        what should not be there, in any process.
+
+        Frames that were trained from it inherit its weights: they are listed as ``descendants``,
+        and stay unless `retrain` has the rows of each of their tasks (task -> `TaskData`). Then
+        each is learned anew, from its parent's new version and the removed one's children from its
+        parent, as ``yelp-2``, which answers for ``yelp``, and the old ones go too. A router is not
+        part of a stack: `Router.remove`, or fit it anew without the task's texts. There is no
+        `undo`. Raises `SkillStackError` before anything is touched.
+        """
+        return certificates.remove(self, name, retrain)
+
     def _answering(self, names: str | Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """The name of the frame that answers each text, object (n,)."""
         names = [names] * len(texts) if isinstance(names, str) else list(names)
@@ -569,7 +586,9 @@ class SkillStack:
         manifest = {"schema_version": SCHEMA, "backbone": backbone, "frames": []}
         if frames and (first := self.first_adapted_layer) is not None:
             manifest["first_adapted_layer"] = first
-        if frames and (self.dropped or self.decisions):  # they speak of frames that are listed
+        # Decisions speak of frames that are listed, what was removed of those that must not be.
+        removed = any(entry.get("removed") for entry in self.dropped.values())
+        if removed or (frames and (self.dropped or self.decisions)):
             manifest |= {"dropped": self.dropped, "decisions": self.decisions}
         text = json.dumps(manifest, indent=1) + "\n"
         if listed:  # a line each: json indents slowly, and there may be a thousand
@@ -640,6 +659,10 @@ class SkillStack:
             listed[name] = ListedFrame(path, sha256, read)
         stack.frames = list(listed.values())
         more = sorted(name for name in there.keys() - listed.keys() if NAME.fullmatch(name))
+        removed = {name for name, entry in stack.dropped.items() if entry.get("removed")}
+        for name in removed.intersection(more):  # killed before its folder was gone
+            more.remove(name)
+            shutil.rmtree(frames / name, ignore_errors=True)
         unlisted = [read_frame(frames / name) for name in more if there[name].is_dir()]
         # Parents before children, siblings as they were written.
         unlisted.sort(key=lambda frame: there[frame.name].stat().st_mtime_ns)
@@ -732,7 +755,9 @@ def read_manifest(folder: Path) -> dict:
         if not isinstance(entry, dict) or not {"to", "parent"} <= entry.keys():
             raise SkillStackError(f"{path}: dropped {name!r} has no 'to' or 'parent'")
     for name in dropped:
-        if name in kept or follow(dropped, name, "to") not in kept:
+        to = follow(dropped, name, "to")
+        gone = to is None and dropped[name].get("removed")
+        if name in kept or not (to in kept or gone):
             raise SkillStackError(f"{path}: no frame answers for the dropped {name!r}")
         if follow(dropped, name, "parent") in dropped:
             raise SkillStackError(f"{path}: the parents of the dropped {name!r} go in a circle")

@@ -7,7 +7,8 @@ import pytest
 from conftest import ROOT
 from scipy.stats import beta
 
-from skillstack_helpers.certificates import router_digest
+from skillstack_helpers import certificates
+from skillstack_helpers.certificates import left_of, router_digest
 from skillstack_helpers.errors import SkillStackError
 from skillstack_helpers.routers import HybridChainRouter, load_router, make_router, save_router
 from skillstack_helpers.stack import SkillStack
@@ -127,3 +128,137 @@ def test_bad_certificates_are_one_line(two, stream, tmp_path):
     (tmp_path / "c.json").write_text("[]")
     with pytest.raises(SkillStackError, match=r"c\.json"):
         two.certify(asked, router, tmp_path / "c.json")
+
+
+# ------------------------------------------------------------------ removal
+
+
+@pytest.fixture
+def three(two, stream, config_of_module, tmp_path):
+    """A chain of three frames, saved, with a router that knows them."""
+    stack = two.copy()
+    stack.grow(stream[2], config_of_module)
+    stack.save_pretrained(tmp_path / "stack")
+    save_router(HybridChainRouter().fit(*routing(stream)), tmp_path / "stack" / "routers" / "chain")
+    return stack, tmp_path / "stack"
+
+
+def everything(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_leaf_goes_and_nothing_else_changes(three, stream):
+    stack, folder = three
+    name, before = stream[2].name, everything(folder)
+    kept = [stack.predict(stream[0].texts("eval"), f.name).probabilities for f in stack.frames[:2]]
+    certificate = stack.remove(name)
+    assert certificate["descendants"] == [] and certificate["trained_anew"] == {}
+    now = everything(folder)
+    gone = before.keys() - now.keys()
+    assert gone == {p for p in before if p.startswith((f"frames/{name}/", "routers/"))}
+    assert all(now[p] == before[p] for p in now if p != "stack.json")
+    again = SkillStack.from_pretrained(folder, stack.backbone)
+    for one in (stack, again):
+        assert name not in one and len(one.frames) == 2
+        with pytest.raises(SkillStackError, match=f"frame '{name}' was removed"):
+            one[name]
+        said = [one.predict(stream[0].texts("eval"), f.name).probabilities for f in one.frames]
+        assert all((a == b).all() for a, b in zip(kept, said, strict=True))
+    again.verify()
+    assert left_of(folder, certificate) == []
+    (folder / "copy").write_bytes(before[f"frames/{name}/adapter_model.safetensors"])
+    assert left_of(folder, json.loads(json.dumps(certificate))) == [str(folder / "copy")]
+
+
+def test_heirs_are_listed_and_stay(three, stream):
+    stack, folder = three
+    root, *others = [data.name for data in stream]
+    certificate = stack.remove(root)
+    assert certificate["descendants"] == others
+    again = SkillStack.from_pretrained(folder, stack.backbone)
+    assert [f.name for f in again.frames] == others == [f.name for f in again.chain()][::-1]
+    assert root in (folder / "stack.json").read_text() and not (folder / "frames" / root).exists()
+
+
+def test_heirs_are_learned_anew_as_if_the_task_had_never_been(three, stream, config_of_module):
+    stack, folder = three
+    root, middle, leaf = stream
+    never = SkillStack(stack.backbone)
+    never.frames = [stack.frames[0]]
+    certificate = stack.remove(middle.name, retrain={leaf.name: leaf})
+    assert certificate["trained_anew"] == {leaf.name: f"{leaf.name}-2"}
+    again = SkillStack.from_pretrained(folder, stack.backbone)
+    assert again[leaf.name].name == f"{leaf.name}-2" and again[leaf.name].parent == root.name
+    assert [f.name for f in again.frames] == [root.name, f"{leaf.name}-2"]
+    assert left_of(folder, certificate) == []
+    assert not (folder / "frames" / leaf.name).exists()
+    again.grow(middle, config_of_module, name="more")  # the chain goes on
+    again.save_pretrained(folder)
+    assert len(SkillStack.from_pretrained(folder, stack.backbone)) == 3
+
+
+def test_the_last_frame_can_go_and_a_kill_in_between_brings_nothing_back(
+    three, stream, monkeypatch
+):
+    stack, folder = three
+    names = [data.name for data in stream]
+    stack.remove(names[2])
+    monkeypatch.setattr(certificates, "_sweep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        stack.remove(names[1])
+    assert (folder / "frames" / names[1]).exists()
+    again = SkillStack.from_pretrained(folder, stack.backbone)
+    assert names[1] not in again and not (folder / "frames" / names[1]).exists()
+    monkeypatch.undo()
+    again.remove(names[0])
+    assert len(SkillStack.from_pretrained(folder, stack.backbone)) == 0
+
+
+def test_what_cannot_be_removed_is_said_before_anything_is_touched(three, stream, monkeypatch):
+    stack, folder = three
+    before = everything(folder)
+    with pytest.raises(SkillStackError, match="unknown frame 'imbd'"):
+        stack.remove("imbd")
+    with pytest.raises(SkillStackError, match=f"retrain has no rows of {stream[2].name}"):
+        stack.remove(stream[1].name, retrain={})
+
+    def full(*_, **__):
+        raise SkillStackError("no space")
+
+    monkeypatch.setattr(SkillStack, "grow", full)
+    with pytest.raises(SkillStackError, match="no space"):
+        stack.remove(stream[1].name, retrain={stream[2].name: stream[2]})
+    assert everything(folder) == before and len(stack.frames) == 3
+
+
+@pytest.mark.parametrize("name", ["gate", "centroid", "trunk", "profile"])
+def test_a_router_that_forgot_is_one_that_never_saw(name, two, stream, tmp_path):
+    texts, names = routing(stream)
+    gone = stream[1].name
+    theirs = [t for t, n in zip(texts, names, strict=True) if n == gone]
+    rest = [(t, n) for t, n in zip(texts, names, strict=True) if n != gone]
+    router = make_router(name, backbone=two.backbone).fit(texts, names).remove(gone, theirs)
+    never = make_router(name, backbone=two.backbone).fit(*zip(*rest, strict=True))
+    asked = [text for data in stream for text in data.texts("eval")]
+    assert list(router.classes_) == list(never.classes_)
+    assert np.abs(router.decision_function(asked) - never.decision_function(asked)).max() <= 1e-8
+    saved = load_router(save_router(router, tmp_path), backbone=two.backbone)
+    assert (saved.decision_function(asked) == router.decision_function(asked)).all()
+    router.partial_fit(theirs, [gone] * len(theirs))
+    assert list(router.classes_)[-1] == gone
+
+
+def test_routers_that_cannot_forget_say_so(two, stream):
+    texts, names = routing(stream[:2])
+    with pytest.raises(SkillStackError, match="HybridChainRouter cannot forget a frame: fit it"):
+        HybridChainRouter().fit(texts, names).remove(names[0])
+    trunk = make_router("trunk", backbone=two.backbone).fit(texts, names)
+    with pytest.raises(SkillStackError, match="pass them, texts="):
+        trunk.remove(names[0])
+    with pytest.raises(SkillStackError, match=f"these are not the .* texts of '{names[0]}'"):
+        trunk.remove(names[0], texts[1:])
+    gate = make_router("gate", backbone=two.backbone).fit(texts, names)
+    with pytest.raises(SkillStackError, match="knows no frame 'x'"):
+        gate.remove("x")
+    with pytest.raises(SkillStackError, match="nothing would be left"):
+        gate.remove(names[0]).remove(names[-1])

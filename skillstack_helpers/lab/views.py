@@ -46,7 +46,8 @@ def chain_table(stack: SkillStack) -> pd.DataFrame:
         )
     for name, entry in stack.dropped.items():
         row = dict.fromkeys(rows[0], "") | {"frame": name, "parent": entry["parent"] or ""}
-        row |= {"task": f"answered by {stack[name].name}", "intact": "dropped"}
+        answered = f"answered by {stack[name].name}" if name in stack else "removed"
+        row |= {"task": answered, "intact": "dropped"}
         rows.append(row)
     return pd.DataFrame(rows).set_index("frame")
 
@@ -99,7 +100,9 @@ def frame_card(frame: Frame) -> pd.DataFrame:
 def parent_of(stack: SkillStack, frame: Frame) -> Frame | None:
     """The frame that `frame` was trained from; None for the root, and where `frame` itself
     answers for a parent that was dropped."""
-    parent = stack[frame.parent] if frame.parent else None
+    if frame.parent not in stack:  # the root, or one whose parent was removed
+        return None
+    parent = stack[frame.parent]
     return None if parent is frame else parent
 
 

@@ -67,6 +67,28 @@ class Router(ClassifierMixin, BaseEstimator):
         self.frames_ = [*self.frames_, *new]
         return self
 
+    def remove(self, name, texts: Sequence[str] | None = None) -> Router:
+        """Forget a frame: scores are then those of a router that never saw it, up to rounding.
+
+        texts: those that the frame was fitted with, for a method whose sums they are part of
+        (`trunk`). The temperature, which the frame had a part in, is 1 from then on. Raises
+        `SkillStackError` for a method that must be fitted anew without the frame's texts.
+        """
+        check_is_fitted(self)
+        if not hasattr(self, "_drop"):
+            raise SkillStackError(
+                f"{type(self).__name__} cannot forget a frame: fit it anew without its texts"
+            )
+        if name not in self.frames_:
+            raise SkillStackError(f"the router knows no frame {name!r}")
+        if len(self.frames_) == 1:
+            raise SkillStackError(f"{name!r} is the router's only frame: nothing would be left")
+        place = self.frames_.index(name)
+        self._drop(place, None if texts is None else checked_texts(texts))
+        self.frames_ = [*self.frames_[:place], *self.frames_[place + 1 :]]
+        self.temperature_ = 1.0
+        return self
+
     def _choose(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Columns, depth and fallback, each (n,), of scores (n, frames)."""
         return scores.argmax(1), np.full(len(scores), np.nan), np.zeros(len(scores), bool)

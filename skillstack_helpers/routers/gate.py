@@ -72,6 +72,11 @@ class GateRouter(Router):
         self.features_ = np.vstack([self.features_.reshape(-1, features.shape[1]), *own])
         self.ends_ = np.cumsum([len(region.rows) for region in self._regions])
 
+    def _drop(self, place, texts):
+        del self._regions[place]
+        self.features_ = np.vstack([region.rows for region in self._regions])
+        self.ends_ = np.cumsum([len(region.rows) for region in self._regions])
+
     def p_values(self, texts) -> np.ndarray:
         """Of each text under each frame, (n, frames)."""
         strange = self.strangeness(texts)

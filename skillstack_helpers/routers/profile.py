@@ -44,6 +44,9 @@ class CentroidRouter(Router):
         sums = [embedded[np.array(names) == name].sum(0) for name in new]
         self.sums_ = np.vstack([self.sums_, *sums])
 
+    def _drop(self, place, texts):
+        self.sums_ = np.delete(self.sums_, place, axis=0)
+
     def _scores(self, texts):
         return _sentences(self, texts) @ unit(self.sums_).T
 
@@ -104,6 +107,9 @@ class ProfileRouter(Router):
             mean = unit(_sentences(self, examples).mean(0))
             profile = np.concatenate([description, mean]) / 2**0.5
             self.profiles_ = np.vstack([self.profiles_.reshape(-1, len(profile)), profile])
+
+    def _drop(self, place, texts):
+        self.profiles_ = np.delete(self.profiles_, place, axis=0)
 
     def _scores(self, texts):
         embedded = _sentences(self, texts)

@@ -80,6 +80,22 @@ class TrunkRouter(Router):
             raise
         self.coef_, self.intercept_ = self.sums_.weights()
 
+    def _drop(self, place, texts):
+        if texts is None:
+            raise SkillStackError("the sums hold the frame's texts: pass them, texts=[...]")
+        features = self._features(texts)
+        total = self.sums_.totals[place]
+        scale = np.abs(features).sum(0) + np.abs(total)
+        if len(features) != self.sums_.counts[place] or not np.allclose(
+            features.sum(0) / np.maximum(scale, 1e-12), total / np.maximum(scale, 1e-12), atol=1e-4
+        ):
+            name = self.frames_[place]
+            raise SkillStackError(
+                f"these are not the {self.sums_.counts[place]:.0f} texts of {name!r}"
+            )
+        self.sums_ = self.sums_.outside(place, features)
+        self.coef_, self.intercept_ = self.sums_.weights()
+
     def _include(self, texts: list[str]) -> np.ndarray:
         """Add one frame's texts to the sums; their features. Frames are read one at a time, so that
         memory does not grow with them."""
@@ -154,6 +170,12 @@ class _Sums(NamedTuple):
     def without(self, part: _Sums) -> _Sums:
         """Those of the same frames without some of their texts."""
         return _Sums(*(ours - theirs for ours, theirs in zip(self, part, strict=True)))
+
+    def outside(self, place: int, features: np.ndarray) -> _Sums:
+        """Those of all frames but one, whose features are given."""
+        gone = _Sums.of([features])
+        counts, totals = (np.delete(part, place, axis=0) for part in self[:2])
+        return _Sums(counts, totals, self.states - gone.states, self.ngrams - gone.ngrams)
 
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
         """Weights (frames, states + n-grams) and intercepts (frames,)."""
