@@ -38,7 +38,7 @@ def parent_scores(stack: SkillStack, data: TaskData) -> pd.DataFrame:
         raise SkillStackError(f"task {data.name!r} has {len(labels)} routing rows: n_router")
     names, rows = data.task.label_names, {}
     for frame in progress(stack.frames, f"parents for {data.name}", "frame"):
-        features, scores = _read(stack, frame, data.texts("router"))
+        features, scores = features_and_scores(stack, frame, data.texts("router"))
         probabilities = torch.from_numpy(scores).double().softmax(1).numpy()
         right = np.nan
         if set(frame.label_names) == set(names):
@@ -71,8 +71,10 @@ def pick(scores: pd.DataFrame, by: str) -> str:
 
 
 @torch.inference_mode()
-def _read(stack: SkillStack, frame: Frame, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features (n, hidden) and scores (n, classes) of a frame."""
+def features_and_scores(
+    stack: SkillStack, frame: Frame, texts: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a frame's head reads of texts, (n, hidden), and says, (n, classes)."""
     backbone, length = stack.backbone, frame.training["max_length"]
     head = stack.activate(frame.name)
     encode = backbone.encode if frame.prompt is None else head.encode
