@@ -1,0 +1,93 @@
+import numpy as np
+import pandas as pd
+import pytest
+from test_gate import SIZE, StandIn, texts
+
+from skillstack_helpers.lab import novelty
+
+
+class Backbone(StandIn):
+    """`StandIn` with embeddings; counts how often a text is run."""
+
+    def __init__(self):
+        self.ran = []
+
+    def pooled(self, asked, max_length, first):
+        self.ran += asked
+        return super().pooled(asked, max_length, first)
+
+    def embed(self, asked, max_length=160):
+        return super().pooled(asked, max_length, 1)
+
+
+class Data:
+    """The part of `TaskData` that is read; the first words of a text are its task's name."""
+
+    def __init__(self, name, router=48, asked=24):
+        self.name, self._parts = name, {"router": (0, router), "eval": (1000, 1000 + asked)}
+
+    def texts(self, split):
+        return texts(self.name, *self._parts[split])
+
+
+@pytest.fixture
+def stream():
+    return [Data(name) for name in ("alpha", "beta", "gamma", "delta")]
+
+
+def test_no_text_is_run_twice(stream):
+    backbone = Backbone()
+    once = novelty.Once(backbone)
+    first = once.pooled(["a 1", "a 2", "a 1"], 160, 1)
+    again = once.pooled(["a 2", "b 1"], 160, 1)
+    assert backbone.ran == ["a 1", "a 2", "b 1"] and (again[0] == first[1]).all()
+    novelty.leave_one_out(stream, once)
+    novelty.groups(stream, once, sizes=(1, 4), draws=3)
+    assert len(backbone.ran) == len(set(backbone.ran))
+
+
+def test_judged_by_hand():
+    known = pd.DataFrame({"s": np.arange(20.0)})
+    novel = pd.DataFrame({"s": [5.0, 18.5, 30.0, 40.0]})
+    row = novelty.judged(known, novel, pd.Series({"s": 17.5})).iloc[0]
+    # 5 beats 5.5 of 20 known ones (ties count half), 18.5 beats 19, the others all.
+    assert row["auroc"] == pytest.approx((5.5 + 19 + 20 + 20) / 80)
+    # The 95 % quantile of the known is 18.05, which one novel text does not pass.
+    assert row["fpr95"] == 0.25
+    assert row["false_novel"] == 0.1 and row["detected"] == 0.75
+
+
+def test_every_left_out_task_is_judged_by_every_score(stream):
+    found = novelty.leave_one_out(stream, novelty.Once(Backbone()))
+    assert set(found["task"]) == {d.name for d in stream}
+    assert found.groupby("task")["score"].nunique().eq(found["score"].nunique()).all()
+    assert found[["auroc", "fpr95", "false_novel", "detected"]].stack().between(0, 1).all()
+    mean = found.groupby("score")["auroc"].mean()
+    assert mean["p-value"] > 0.95 and mean["Mahalanobis"] > 0.95  # the topics lie far apart
+
+
+def test_groups_find_more_the_larger_they_are(stream):
+    found = novelty.groups(stream, novelty.Once(Backbone()), sizes=(1, 8), draws=20)
+    mean = found.groupby(["test", "texts"])[["false_novel", "detected"]].mean()
+    assert mean.loc[("together", 8), "detected"] == 1.0
+    assert (mean["false_novel"] <= 0.2).all()
+    assert set(found["test"]) == {"together", "Simes", "martingale"}
+
+
+def test_the_published_confidence_slides_and_the_p_value_does_not():
+    parts = {f"topic{k}": texts(f"topic{k}", 0, 90) for k in range(16)}
+    table = novelty.slide(parts, (2, 4, 8, 16), novelty.Once(Backbone()))
+    assert (np.diff(table["confidence"]) < 0).all()
+    assert (table["confidence"] <= table["size"].map(novelty.most_confident) + 1e-6).all()
+    assert table.set_index("size")["reused"].loc[16] == 0
+    assert (table["false_novel"] <= 0.1).all()
+    assert list(table["n"]) == [60, 120, 240, 480]
+
+
+def test_drift_counts_what_was_sent_elsewhere(stream):
+    table = novelty.drift(stream, ["gate", "hybrid_svm"], novelty.Once(Backbone()))
+    assert list(table["tasks"]) == [3, 4, 3, 4] and list(table["n"]) == [48, 72] * 2
+    assert (table["moved_right"] <= table["moved"]).all()
+    first = novelty.drift(stream, ["gate"], novelty.Once(Backbone()), root_first=True)
+    assert first["moved"].max() <= 0.1  # but for texts that no frame accepted
+    assert SIZE == 8
