@@ -272,6 +272,7 @@ GIVEN = {  # what a notebook needs beside that to be done in seconds
     "06_compression": {"n_held_back": 16, "preset": "adaptive3"},
     "08_generative_probe": {"lr": 0.01},
     "09_skill_generalization": {},
+    "10_reuse_or_create": {"preset": "adaptive3", "n_train": 9},
 }
 
 

@@ -301,6 +301,27 @@ def test_generalization_notebook_asks_unseen_tasks(tmp_path, model_dirs, data_di
     assert "best frame per task" in shown_tables(tmp_path)
 
 
+def test_reuse_notebook_measures_who_notices(tmp_path, model_dirs, data_dir):
+    given = {"model": str(model_dirs["bert"]), "preset": "adaptive3", "n_train": 9, "n_eval": 8}
+    done = papermill("10_reuse_or_create", tmp_path, data_dir=data_dir, twice=True, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for seed in (42, 7):
+        run = the_run(tmp_path, seed)
+        assert len(list(run.glob("*.png"))) == 3
+        left_out = pd.read_csv(run / "left_out.csv")
+        assert set(left_out["task"]) == {"sst2", "mrpc", "qnli"} and not left_out["near"].any()
+        assert left_out["auroc"].between(0, 1).all() and left_out["score"].nunique() == 8
+        slide = pd.read_csv(run / "slide.csv")
+        assert list(slide["size"]) == [2, 4] and slide["confidence"].is_monotonic_decreasing
+        drift = pd.read_csv(run / "drift.csv")
+        assert drift["router"].nunique() == 8 and drift["moved"].between(0, 1).all()
+        answers = json.loads((run / "answers.json").read_text())
+        assert len(answers) == 3 and "published confidence falls" in answers[0]
+        assert all(answer in said(tmp_path) for answer in answers)
+    assert figures(tmp_path) == 2 * 3
+    assert "sent elsewhere" in shown_tables(tmp_path)
+
+
 def test_generative_notebook_writes_and_remembers(tmp_path, decoders, data_dir):
     model = shutil.copytree(decoders["llama"], tmp_path / "llama")
     room = {"max_position_embeddings": 256}  # for the examples before a text

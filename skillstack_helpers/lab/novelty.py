@@ -16,21 +16,23 @@ from ..progress import progress
 from ..routers import GateRouter, HybridSVMRouter, ProfileRouter, Router, make_router
 from ..routers.base import unit
 from ..routers.gate import _Region
-from ..tasks import TaskData
+from ..tasks import OUT_OF_SCOPE, TaskData, load_task
+from .parameters import RunConfig
 
 ALPHA = 0.05
 GROUPS = (1, 4, 16, 64)
 NEIGHBOURS = 5
+_OUT_OF_SCOPE = 1000  # evaluation rows; fewer where there are fewer
 
 
 class Once:
     """A backbone for routers that read pooled states: it runs no text twice."""
 
     def __init__(self, backbone: Backbone):
-        self.backbone, self.name, self._pooled = backbone, backbone.name, {}
+        self.backbone, self._pooled = backbone, {}
 
-    def layer_number(self, first: int | float | None) -> int | None:
-        return self.backbone.layer_number(first)
+    def __getattr__(self, name: str):
+        return getattr(self.backbone, name)
 
     def pooled(self, texts: Sequence[str], max_length: int, first: int) -> np.ndarray:
         """`Backbone.pooled`."""
@@ -39,9 +41,6 @@ class Once:
             rows = self.backbone.pooled(new, max_length, first)
             self._pooled |= {(t, max_length, first): r for t, r in zip(new, rows, strict=True)}
         return np.array([self._pooled[text, max_length, first] for text in texts])
-
-    def embed(self, texts: Sequence[str], max_length: int = 160) -> np.ndarray:
-        return self.backbone.embed(texts, max_length)
 
 
 class Pool:
@@ -95,6 +94,24 @@ class Pool:
 def texts_of(stream: Sequence[TaskData], split: str) -> dict[str, list[str]]:
     """Task -> its texts."""
     return {data.name: data.texts(split) for data in stream}
+
+
+def label_parts(stream: Sequence[TaskData]) -> dict[str, list[str]]:
+    """Training texts of every label of every task, each a small task of its own."""
+    return {
+        f"{data.name}: {label}": data.task.render(data.train[data.train["label"] == k])
+        for data in stream
+        for k, label in enumerate(data.task.label_names)
+    }
+
+
+def load_out_of_scope(config: RunConfig) -> list[TaskData]:
+    """The texts that no task of the preset owns, as one task; none where there are none."""
+    name = OUT_OF_SCOPE.get(config.preset)
+    if name is None:
+        return []
+    how = {"source": config.source, "data_dir": config.data_dir}
+    return [load_task(name, 1, 1, _OUT_OF_SCOPE, config.seed, **how)]
 
 
 def judged(known: pd.DataFrame, novel: pd.DataFrame, limits: pd.Series) -> pd.DataFrame:

@@ -1,0 +1,182 @@
+"""Who notices that nothing fits: notebook 10."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from skillstack_helpers.lab import plotting
+from skillstack_helpers.lab.display import Drawn
+from skillstack_helpers.lab.novelty import ALPHA, most_confident
+from skillstack_helpers.lab.runs import Run
+
+from .base import Figure, Table, ends_said, files
+
+KINDS = {True: "near", False: "far"}
+_NOTE = "near: another known task has the same labels, so that its frame could be reused"
+
+# ---------------------------------------------------------------------- tables
+
+
+def scores_table(run: Run) -> pd.DataFrame:
+    """Every score on single texts, a task left out at a time; means over tasks and seeds, percent.
+    Index: score. Columns: AUROC and FPR95 far and near, what is called novel at the limits."""
+    found = files(run, "left_out.csv")
+    columns = {}
+    for near, kind in sorted(KINDS.items()):
+        mine = found[found["near"].eq(near)].groupby("score", sort=False)
+        if len(mine):
+            columns[f"AUROC, {kind} (%)"] = 100 * mine["auroc"].mean()
+            columns[f"FPR95, {kind} (%)"] = 100 * mine["fpr95"].mean()
+            columns[f"{kind} texts called novel (%)"] = 100 * mine["detected"].mean()
+    known = found.groupby("score", sort=False)["false_novel"].mean()
+    columns["known texts called novel (%)"] = 100 * known
+    table = pd.DataFrame(columns).map("{:.1f}".format)
+    table.columns.name = _NOTE
+    return table
+
+
+def drift_table(run: Run) -> pd.DataFrame:
+    """How many texts of earlier tasks a router sends elsewhere because a task was added; means over
+    steps and seeds, percent. Index: router."""
+    found = files(run, "drift.csv")
+    weighted = found[["moved", "moved_right"]].mul(found["n"], axis=0).assign(
+        n=found["n"], router=found["router"]
+    )  # fmt: skip
+    sums = weighted.groupby("router", sort=False).sum()
+    table = 100 * sums[["moved", "moved_right"]].div(sums["n"], axis=0)
+    names = {"moved": "sent elsewhere (%)", "moved_right": "of these rightly before (%)"}
+    return table.rename(columns=names).map("{:.2f}".format)
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def slide(run: Run) -> Drawn:
+    """Softmax confidence and the p-value's false alarms against the number of known tasks."""
+    found = files(run, "slide.csv")
+    over = found.groupby("size")[["confidence", "reused", "false_novel"]]
+    mean, low, high = (100 * part for part in (over.mean(), over.min(), over.max()))
+    left, right = plotting.panels(1, 2, plotting.WIDEST, 3.8)
+    words = "tasks in the pool"
+
+    def lines(column: str, label: str) -> pd.DataFrame:
+        ends = {"percent": mean[column], "low": low[column], "high": high[column]}
+        return pd.DataFrame(ends).reset_index().assign(what=label)
+
+    table = lines("confidence", "largest softmax over cosines")
+    bound = 100 * table["size"].map(most_confident)
+    most = table.assign(percent=bound, low=bound, high=bound, what="most it could ever be")
+    how = {"by": "what", "xscale": "log", "legend": False}
+    plotting.curves(pd.concat([table, most]), "size", "percent", words, "confidence (%)", left,
+                    title="The published confidence", **how)  # fmt: skip
+    left.lines[1].set_linestyle("--")
+    left.axhline(40, color="black", ls=":", label="reuse above it, as published")
+    left.set_ylim(0, 100)
+    novel = lines("false_novel", "known texts called novel")
+    plotting.curves(novel, "size", "percent", words, "known texts called novel (%)", right,
+                    title="The conformal p-value", **how)  # fmt: skip
+    right.axhline(100 * ALPHA, color="grey", ls="-.", label=f"α = {ALPHA:g}, asked for")
+    right.set_ylim(0, 10)
+    for ax in (left, right):
+        ax.legend(loc="upper right", fontsize=plotting.SMALL)
+    sizes = mean.index
+    last = mean["reused"].gt(0).pipe(lambda s: s.index[s].max()) if mean["reused"].any() else None
+    answer = f"The published confidence falls from {mean['confidence'].iloc[0]:.0f} % with "
+    answer += f"{sizes[0]} tasks to {mean['confidence'].iloc[-1]:.0f} % with {sizes[-1]}; "
+    answer += f"beyond {last} no text passes 40 %. " if last else "no text passes 40 %. "
+    answer += f"The p-value calls at most {mean['false_novel'].max():.1f} % of known texts novel."
+    alt = "Two panels against the number of tasks: softmax confidence falling below the dotted "
+    alt += "threshold, with the most it could be, dashed; and the share of known texts that the "
+    alt += "p-value calls novel, below the level asked for."
+    look = "Left, a softmax over cosines must fall with every profile: dashed, the most that any "
+    look += "profiles could give. Right, the share of known texts that are called novel at "
+    look += f"α = {ALPHA:g}." + ends_said(found, "Bands")
+    return Drawn(left.figure, answer, alt, look, found["seed"].unique().tolist())
+
+
+def left_out(run: Run) -> Drawn:
+    """AUROC of every score on texts of a task that was left out, far and near."""
+    found = files(run, "left_out.csv").assign(kind=lambda t: t["near"].map(KINDS))
+    mean = found.groupby(["score", "kind"])["auroc"].mean().unstack()
+    per = found.groupby(["score", "kind", "task"])["auroc"].mean()
+    low, high = (per.groupby(["score", "kind"]).agg(end).unstack() for end in ("min", "max"))
+    order = mean["far" if "far" in mean else "near"].sort_values(ascending=False).index
+    mean, low, high = (part.loc[order] for part in (mean, low, high))
+    ax = plotting.dots(mean, "AUROC (%), mean over tasks left out", None,
+                       "Who tells texts of an unknown task from known ones", low, high)  # fmt: skip
+    ax.axvline(50, color="grey", lw=1, ls=":")
+    best = order[0]
+    answer = (
+        f"On single texts of far tasks {best} tells best ({100 * mean.loc[best].iloc[0]:.0f} % "
+    )
+    answer += "AUROC"
+    if "near" in mean:
+        answer += f"; of near ones {100 * mean.loc[best, 'near']:.0f} %, which is no better than "
+        answer += "guessing" if mean.loc[best, "near"] < 0.55 else "which is more than guessing"
+    answer += ")."
+    alt = "A line for each score with marks for far and near tasks and the range over tasks."
+    look = "Far: no known task has these labels. Near: one has, so that calling a text known is no "
+    look += "mistake. Bars: lowest and highest task. Dotted: guessing."
+    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+
+
+def groups(run: Run) -> Drawn:
+    """How often several texts of a task are called novel, with it known and unknown."""
+    found = files(run, "groups.csv").assign(kind=lambda t: t["near"].map(KINDS))
+    tests = list(found["test"].unique())
+    axes = plotting.panels(1, len(tests), plotting.WIDEST, 3.6, sharey=True)
+    detected = found.groupby(["test", "kind", "texts"])["detected"].mean()
+    known = found.groupby(["test", "texts"])["false_novel"].mean()
+    for ax, test in zip(axes, tests, strict=True):
+        rows = [
+            *((n, 100 * v, f"unknown, {kind}") for (kind, n), v in detected[test].items()),
+            *((n, 100 * v, "known") for n, v in known[test].items()),
+        ]
+        table = pd.DataFrame(rows, columns=["texts", "percent", "what"])
+        how = {"by": "what", "xscale": "log", "legend": False}
+        plotting.curves(table, "texts", "percent", "texts at once", "groups called novel (%)", ax,
+                        title=test, **how)  # fmt: skip
+        ax.axhline(100 * ALPHA, color="black", ls=":", label="α, what was asked for")
+        ax.set_ylim(-3, 103)
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+    plotting.legend_below(axes)
+    sizes = sorted(found["texts"].unique())
+    size = 16 if 16 in sizes else sizes[-1]
+    kind = "far" if "far" in detected["together"].index else "near"
+    answer = f"{size} texts of a {kind} task together are called novel in "
+    answer += f"{100 * detected['together', kind, size]:.1f} % of draws, of a known one in "
+    answer += f"{100 * known['together', size]:.1f} %."
+    alt = "A panel a test: the share of groups called novel against the number of texts."
+    look = "Known must stay below the dotted line; unknown should rise. Means over tasks."
+    figure = plotting.over_all(axes, "Several texts of one task, tested together")
+    return Drawn(figure, answer, alt, look, found["seed"].unique().tolist())
+
+
+def of_scope(run: Run) -> str:
+    """What came out on texts that no task owns, a sentence; nothing where there are none."""
+    recall = run.value("oos_recall", split="relative Mahalanobis")
+    if np.isnan(recall):
+        return ""
+    best = run.metrics[run.metrics["metric"].eq("oos_recall")].sort_values("value").iloc[-1]
+    return (
+        f"Of texts out of scope, {100 * best['value']:.1f} % are noticed where 95 % of the texts "
+        f"in scope pass ({best['split']}); by the p-value "
+        f"{100 * run.value('oos_recall', split='p-value'):.1f} %."
+    )
+
+
+# ---------------------------------------------------------------------- what is committed
+
+_RUNS = ("10_reuse_or_create", "hard12", "minilm")
+TABLES: dict[str, Table] = {}
+FIGURES: dict[str, Figure] = {}
+_ASKED = {
+    "slide": (slide, "Why does the published router always create?"),
+    "left_out": (left_out, "Can one text tell that nothing fits?"),
+    "groups": (groups, "How many texts does it take to notice a new task?"),
+}
+PLANNED = {
+    f"reuse_{name}": Figure(*_RUNS, draw, question) for name, (draw, question) in _ASKED.items()
+}
