@@ -39,7 +39,8 @@ class Sequential:
     """One adapter through the stream, a new head per task: the latest adapter of a stack, to the
     last bit. The other methods say what they do differently.
 
-    Attributes: heads (task -> `LinearHead`), seconds (spent learning), updates (optimizer steps).
+    Attributes: heads (task -> `LinearHead`), seconds (spent learning), updates (optimizer steps),
+    calibration (task -> `Frame.calibration`, as it was right after the task was learned).
     """
 
     at_once = False
@@ -47,6 +48,7 @@ class Sequential:
     def __init__(self, backbone: Backbone, config: TrainingConfig):
         self.backbone, self.config = backbone, config
         self.heads: dict[str, LinearHead] = {}
+        self.calibration: dict[str, tuple[float, ...]] = {}
         self.seconds, self.updates = 0.0, 0
         self._adapter: Mapping[str, Tensor] | None = None
 
@@ -57,6 +59,7 @@ class Sequential:
         for frame in stack.frames:
             head = frame.weights().head
             learner.heads[frame.name] = LinearHead(stack.backbone, frame.label_names, head)
+            learner.calibration[frame.name] = frame.calibration
             learner.seconds += frame.seconds
             learner.updates += len(frame.losses)
         learner._adapter = stack.frames[-1].weights().lora
@@ -83,7 +86,13 @@ class Sequential:
             self._adapter = self.backbone.read_lora()
             self._finish(data, ids, rng)
         self.seconds += time.perf_counter() - start
+        self._calibrate([data])
         return losses
+
+    def _calibrate(self, stream: Sequence[TaskData]) -> None:
+        for data in stream:
+            head = self._head(data.name)
+            self.calibration[data.name] = head.calibration(data, self.config.max_length)
 
     def _attach(self, tasks: int) -> None:
         """Give the backbone the slot for that many tasks: the same for any number."""
@@ -522,6 +531,7 @@ class Joint(Sequential):
             self.heads = {task: heads[key] for task, key in owner.items()}
             self._adapter = self.backbone.read_lora()
         self.seconds += time.perf_counter() - start
+        self._calibrate(stream)
         return losses
 
 

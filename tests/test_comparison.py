@@ -120,6 +120,18 @@ def test_accuracy_is_kept_told_the_task_routed_and_mixed():
     assert list(run.saved) == ["matrix.csv"]
 
 
+def test_label_sets_are_judged_by_the_thresholds_of_the_task():
+    # P(true) is 0.9, 0.6, 0.3: with 1 - P up to 0.5 the first two labels are in their sets.
+    logits = np.log(np.array([[[0.9, 0.1]], [[0.4, 0.6]], [[0.7, 0.3]]], np.float32))
+    said = predictions.Predictions(
+        np.array(["a"] * 3, object), np.array([0, 1, 1]), logits, {"a": ("x", "y")}
+    )
+    held, sizes = said.sets({"a": (0.1, 0.2, 0.5)}, coverage=0.75)
+    assert held.tolist() == [True, True, False] and sizes.tolist() == [1, 1, 1]
+    held, sizes = said.sets({"a": (0.1, 0.2, 0.5)}, coverage=0.9)  # too few for it: every label
+    assert held.all() and sizes.tolist() == [2, 2, 2]
+
+
 def test_held_back_rows_are_new(data_dir):
     config = RunConfig(preset="two_task", n_train=6, n_router=12, n_eval=8, n_held_back=10,
                        data_dir=str(data_dir), source="folder")  # fmt: skip

@@ -140,6 +140,56 @@ def test_order_tables_by_hand():
     assert two.loc[("measured here", "olora"), "mean, told the task (%)"] == ""
 
 
+def test_the_root_and_what_each_part_is_worth():
+    def run(method, values, setup, seed):
+        made = method_rows(method, values, seed).assign(budget=setup, tasks="a, b")
+        made["run_id"] += setup
+        return made
+
+    chain = "router hybrid_chain, first_adapted_layer None"
+    upper = "router hybrid_embed, first_adapted_layer 0.5"
+    tables = []
+    for seed in (1, 2):
+        start = {("routed", "", "a"): 0.5, ("routed", "", "b"): 0.7, ("routed", "", ""): 0.6}
+        more = {("routed", "", "a"): 0.6, ("routed", "", "b"): 0.7, ("routed", "", ""): 0.65}
+        more |= {("mixed", "", "a"): 0.7, ("mixed", "", "b"): 0.8, ("mixed", "", ""): 0.75}
+        more[("final", "", "a")] = 0.5 + 0.1 * seed
+        tables += [run("frames", start, chain, seed), run("frames", more, upper, seed)]
+    tables.append(run("second_look", more, upper, 2))
+    every = pd.concat(tables)
+    root = baselines.root_table(every[every["budget"].eq(upper)])
+    assert root.loc["frames"].to_list() == ["65.0 ± 7.1", "60.0 ± 0.0", "70.0 ± 0.0"]
+    table = baselines.ablation_table(every)
+    assert list(table.index) == [
+        ("all layers, hybrid_chain", "frames"),
+        ("upper half, hybrid_embed", "frames"),
+        ("upper half, hybrid_embed", "second_look"),
+    ]
+    assert list(table["routed (%)"]) == ["60.0", "65.0", "65.0"]
+    assert list(table["seeds"]) == ["1, 2", "1, 2", "2"]
+    gain = table["mixed − first line (pp)"]
+    assert gain.iloc[0] == "" and gain.iloc[1].startswith("+15.0")
+
+
+def test_methods_on_few_of_the_seeds_are_left_out():
+    frames = [method_rows("frames", {("acc", "", ""): 0.8}, seed) for seed in range(5)]
+    some = [method_rows("ewc", {("acc", "", ""): 0.7}, seed) for seed in range(3)]
+    few = [method_rows("replay", {("acc", "", ""): 0.9}, seed) for seed in range(2)]
+    table = baselines.accuracy_table(pd.concat([*frames, *some, *few]), "hard8")
+    assert list(table.loc["measured here"].index) == ["frames", "ewc"]
+
+
+def test_coverage_is_of_methods_that_were_calibrated():
+    rows = [
+        method_rows("frames", {("acc", "", ""): 0.8, ("coverage", "", ""): 0.91}, seed)
+        for seed in (1, 2)
+    ]
+    rows.append(method_rows("tfidf", {("acc", "", ""): 0.7}, 1))
+    table = baselines.coverage_table(pd.concat(rows))
+    assert list(table.index) == ["frames"]
+    assert table.loc["frames", "90 % label sets hold (%)"] == "91.0 ± 0.0"
+
+
 def test_the_probe_and_the_orders_may_have_a_budget_each_but_not_one_order():
     runs = [
         method_rows("olora", {("acc", "", ""): 0.5}, 42, preset).assign(budget=budget)

@@ -34,6 +34,7 @@ SEARCHED = {
     "olora": ("olora",),
     "joint_wide": ("joint_wide",),
 }
+COVERAGE = 0.9  # that label sets are made for
 VALIDATION_ROWS = 64  # routing rows per task that a search is judged on
 
 # ---------------------------------------------------------------------- which methods
@@ -123,12 +124,15 @@ def record_answers(
     picked: np.ndarray,
     routed: np.ndarray | None,
     mixture: Mixture | None,
+    calibration: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """What is right at the end: told the task (of the accuracy matrix, with its metrics), under
     the head or frame that the router picked, and by the mixture of all.
 
     picked: frame names, (n,). routed: the router's P(frame | text), (n, frames). mixture: None for
     a method that is told nothing and needs no router: `picked` is what it chose itself.
+    calibration: task -> scores right after it was learned (`Frame.calibration`): how many label
+    sets made with them still hold the right label, told the task.
     """
     n, by, last = len(said.labels), {"router": run.config.router}, stream[-1].name
     found = {"routed": said.right(picked)}
@@ -152,6 +156,13 @@ def record_answers(
     if matrix.iloc[0].notna().any():  # learned one by one
         run.record("bwt", metrics.backward_transfer(matrix), n=n)
         run.record("forgetting", metrics.forgetting(matrix), n=n)
+    if calibration and all(calibration.get(data.name) for data in stream):
+        held, sizes = said.sets(calibration, COVERAGE)
+        tasks = said.mean(held)
+        for data in stream:
+            run.record("coverage", tasks[data.name], eval_task=data.name, n=len(data.eval))
+        run.record("coverage", tasks.mean(), n=n)
+        run.record("set_size", said.mean(sizes).mean(), unit="labels", n=n)
     run.save("matrix.csv", matrix)
 
 
@@ -190,7 +201,8 @@ def record_stack(
             run.record("accuracy", value, trained_through=later.name, eval_task=task, n=n)
     mixture = said["router"].mixture()
     picked = routes["frame"].to_numpy(object)
-    record_answers(run, stream, said["eval"], picked, routed, mixture)
+    calibration = {name: stack[name].calibration for name in which}
+    record_answers(run, stream, said["eval"], picked, routed, mixture, calibration)
     record_costs(run, *frame_costs(stack))
     asked = mixture.asked(routed).sum(1)
     run.record("frames_asked", asked.mean(), unit="frames", router=run.config.router, n=len(asked))
@@ -229,7 +241,8 @@ def record_learner(
     said = kept(run, splits, learner.label_names, ask, union)
     mixture = None if union else said["router"].mixture()
     picked = said["eval"].most_sure() if union else routes["frame"].to_numpy(object)
-    record_answers(run, stream, said["eval"], picked, routed, mixture)
+    calibration = getattr(learner, "calibration", None)
+    record_answers(run, stream, said["eval"], picked, routed, mixture, calibration)
     size = learner.trained_parameters, learner.stored_bytes
     record_costs(run, *size, learner.seconds, learner.updates)
 

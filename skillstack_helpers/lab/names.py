@@ -60,6 +60,8 @@ NAMES = {
     "routed": "routed (%)",
     "mixed": "mixed (%)",
     "routed_micro": "routed, over all texts (%)",
+    "coverage": "90 % label sets hold (%)",
+    "set_size": "labels in a set",
     "bwt": "BWT (pp)",
     "forgetting": "forgetting (pp)",
     "latest_drop": "latest adapter's drop (pp)",

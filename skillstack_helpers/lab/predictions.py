@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from ..answers import Answers
+from ..conformal import threshold
 from ..ensemble import Mixture
 from .runs import Run
 
@@ -56,6 +57,20 @@ class Predictions(NamedTuple):
     def mixed(self, mixture: Mixture, routed: np.ndarray) -> np.ndarray:
         """Whether the mixture finds the right label name, bool (n,); routed: P(frame | text)."""
         return mixture.predict(self.logits, routed) == self.truth
+
+    def sets(
+        self, calibration: Mapping[str, Sequence[float]], coverage: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each text's label set, told the task, holds the right label, bool (n,), and how
+        many labels are in it, (n,). calibration: task -> `Frame.calibration`, of every task."""
+        number = {name: k for k, name in enumerate(self.label_names)}
+        limits = {name: threshold(calibration[name], coverage) for name in number}
+        own = self.logits[np.arange(len(self.tasks)), [number[task] for task in self.tasks]]
+        limit = np.array([limits[task] for task in self.tasks])
+        # Kept in half precision, which shows in the third digit.
+        inside = 1 - softmax(own.astype(np.float64), axis=1) <= limit[:, None] + 5e-4
+        inside &= np.isfinite(own)
+        return inside[np.arange(len(own)), self.labels], inside.sum(1)
 
     def mean(self, right: np.ndarray) -> pd.Series:
         """Mean of `right` per task."""
