@@ -233,6 +233,26 @@ def test_profile_reads_description_and_k_examples(live, themed):
     assert ProfileRouter(**given, temperature=0.5).fit(texts, names).temperature_ == 0.5
 
 
+def test_learned_profiles_are_surer_and_still_slide(corpus, live, tmp_path):
+    texts, names = corpus
+    how = {"backbone": live["backbone"], "temperature": 1.0, "lr": 1.0}
+    still, learned = (ProfileRouter(epochs=n, **how).fit(texts, names) for n in (0, 5))
+    own = np.arange(3)
+
+    def sure(router):  # of the tasks that it was learned from
+        return softmax(router.tasks_ @ router.profiles_.T, axis=1)[own, own]
+
+    assert (sure(learned) > sure(still)).all()
+    assert np.allclose(np.linalg.norm(learned.profiles_, axis=1), 1)
+    assert (learned.predict_proba(texts).max(1) <= 1 / (1 + 2 * np.exp(-2)) + 1e-6).all()
+    again = load_router(save_router(learned, tmp_path), backbone=live["backbone"])
+    for one in (learned, again):  # saved whole: what is learned next is the same
+        one.partial_fit(["new texts", "of a fourth"], ["more"] * 2)
+    assert np.array_equal(again.profiles_, learned.profiles_) and len(again.frames_) == 4
+    with pytest.raises(SkillStackError, match="learned profiles hold the frame"):
+        learned.remove("more")
+
+
 def test_arrow_prototype_is_the_top_right_singular_vector(live, corpus):
     from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 

@@ -201,7 +201,7 @@ def slide(
         names = [name for name, end in ends.items() for _ in range(end)]
         fitted = [t for name, own in chosen.items() for t in own[: ends[name]]]
         asked = [t for name, own in chosen.items() for t in own[ends[name] :]]
-        profile = ProfileRouter(backbone, temperature=1.0).fit(fitted, names)
+        profile = ProfileRouter(backbone, epochs=5, temperature=1.0).fit(fitted, names)
         confidence = profile.predict_proba(asked).max(1)
         novel = GateRouter(backbone, alpha=ALPHA).fit(fitted, names).route(asked)["fallback"]
         found.append((size, len(asked), confidence.mean(), np.mean(confidence >= 0.4),

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import softmax
 
+from ..errors import SkillStackError
 from .base import Router, needed, places, unit
 
 
@@ -59,8 +60,10 @@ class ProfileRouter(Router):
     is trusted and the best answers as a fallback (there, a new adapter would be created).
 
     backbone: a `Backbone`. descriptions: frame name -> text (default: the name itself). k:
-    examples, the first of each frame. temperature: None finds it on the routing texts that are no
-    examples. max_length: tokens of a text that are read.
+    examples, the first of each frame. epochs: 0 leaves the profiles where they are; there they
+    are learned on, by steepest descent of the cross-entropy of all (task, frame) pairs with
+    step size `lr`, for 1 to 5 epochs whenever a frame comes. temperature: None finds it on the
+    routing texts that are no examples. max_length: tokens of a text that are read.
 
     >>> from skillstack_helpers import load_backbone
     >>> described = {"imdb": "film reviews", "agnews": "news of business and sport"}
@@ -77,6 +80,8 @@ class ProfileRouter(Router):
         backbone=None,
         descriptions: dict[str, str] | None = None,
         k: int = 3,
+        epochs: int = 0,
+        lr: float = 0.1,
         temperature: float | None = None,
         min_confidence: float = 0.4,
         max_length: int = 160,
@@ -84,12 +89,14 @@ class ProfileRouter(Router):
         self.backbone = backbone
         self.descriptions = descriptions
         self.k = k
+        self.epochs = epochs
+        self.lr = lr
         self.temperature = temperature
         self.min_confidence = min_confidence
         self.max_length = max_length
 
     def _fit(self, texts, names):
-        self.profiles_ = np.zeros((0, 0))
+        self.profiles_ = self.tasks_ = np.zeros((0, 0))
         self._add(texts, names, self.frames_)
         if self.temperature is not None:
             self.temperature_ = self.temperature
@@ -105,15 +112,30 @@ class ProfileRouter(Router):
         for name, description in zip(new, _sentences(self, described), strict=True):
             examples = [t for t, n in zip(texts, names, strict=True) if n == name][: self.k]
             mean = unit(_sentences(self, examples).mean(0))
-            profile = np.concatenate([description, mean]) / 2**0.5
-            self.profiles_ = np.vstack([self.profiles_.reshape(-1, len(profile)), profile])
+            task = np.concatenate([description, mean]) / 2**0.5
+            self.tasks_ = np.vstack([self.tasks_.reshape(-1, len(task)), task])
+            self.profiles_ = np.vstack([self.profiles_.reshape(-1, len(task)), task])
+        for _ in range(self.epochs):
+            chances = softmax(self.tasks_ @ self.profiles_.T, axis=1)  # (tasks, frames)
+            gradient = (chances - np.eye(len(chances))).T @ self.tasks_ / len(chances)
+            self.profiles_ = unit(self.profiles_ - self.lr * gradient)
 
     def _drop(self, place, texts):
+        if self.epochs:
+            raise SkillStackError("learned profiles hold the frame: fit the router anew without it")
         self.profiles_ = np.delete(self.profiles_, place, axis=0)
+        self.tasks_ = np.delete(self.tasks_, place, axis=0)
 
     def _scores(self, texts):
         embedded = _sentences(self, texts)
         return np.hstack([embedded, embedded]) / 2**0.5 @ self.profiles_.T
+
+    def _state(self):
+        state = super()._state()
+        return state if self.epochs else {k: v for k, v in state.items() if k != "tasks_"}
+
+    def _restore(self, state):
+        super()._restore({"tasks_": state["profiles_"]} | state)
 
     def _choose(self, scores):
         chosen, depth, _ = super()._choose(scores)
