@@ -35,7 +35,7 @@ NOBODY = "none of my skills"
 class Decision(NamedTuple):
     """What to do with a task, and why."""
 
-    action: str  # "reuse", "grow" (from `frame`) or "start" (from a new adapter)
+    action: str  # "known", "reuse", "grow" (from `frame`) or "start" (from a new adapter)
     frame: str | None  # that is reused, or the parent
     reason: str
     evidence: pd.DataFrame  # a row a frame: alike (p-value), loss_pp, upper_pp, leep, ...
@@ -171,15 +171,16 @@ class LearnerLoop:
 
     def learn(self, batch: TaskData) -> Decision:
         """Take in a labelled batch; what was decided."""
-        if not self.stack.frames:
-            decision = Decision("start", None, "the first skill", pd.DataFrame())
-        else:
-            decision = self._known(batch)
-            decision = decision or decide(self.stack, batch, self.gate, self.max_loss_pp)
+        first = Decision("start", None, "the first skill", pd.DataFrame())
+        decision = self.decide(batch) if self.stack.frames else first
         if decision.action != "known":
             self._take(batch, decision)
         self.decisions.append(decision)
         return decision
+
+    def decide(self, batch: TaskData) -> Decision:
+        """What to do with a batch; "known" for nothing. Another policy overrides it."""
+        return self._known(batch) or decide(self.stack, batch, self.gate, self.max_loss_pp)
 
     def _known(self, batch: TaskData) -> Decision | None:
         """A skill of the same labels that the batch's texts may come from, if there is one."""

@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from test_gate import SIZE, StandIn, texts
 
 from skillstack_helpers.lab import novelty
+from skillstack_helpers.reuse import NOBODY
+from skillstack_helpers.tasks import load_task
 
 
 class Backbone(StandIn):
@@ -91,3 +95,22 @@ def test_drift_counts_what_was_sent_elsewhere(stream):
     first = novelty.drift(stream, ["gate"], novelty.Once(Backbone()), root_first=True)
     assert first["moved"].max() <= 0.1  # but for texts that no frame accepted
     assert SIZE == 8
+
+
+def test_batches_share_no_row_and_have_every_label(data_dir):
+    data = load_task("agnews", 8, 24, 4, seed=0, source="folder", data_dir=data_dir)
+    parts = novelty.in_parts(data, 2)
+    for split in ("train", "router"):
+        texts = [text for part in parts for text in part.texts(split)]
+        assert sorted(texts) == sorted(data.texts(split))
+        for part in parts:
+            assert np.bincount(part.labels(split)).tolist() == [len(part.labels(split)) // 4] * 4
+    assert all(part.eval is data.eval for part in parts)
+
+
+def test_a_loop_is_judged_on_what_it_answers_and_leaves():
+    task = SimpleNamespace(name="a", task=SimpleNamespace(label_names=("x", "y")))
+    task.texts, task.labels = (lambda split: ["1", "2", "3"]), (lambda split: np.array([0, 1, 1]))
+    said = pd.DataFrame({"label_name": ["x", "x", NOBODY]})
+    table = novelty.judge(SimpleNamespace(answer=lambda texts: said), [task])
+    assert table.loc["a"].to_list() == pytest.approx([1 / 3, 1 / 3, 3])

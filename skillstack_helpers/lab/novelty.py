@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from ..backbones import Backbone
 from ..conformal import Martingale, simes
 from ..progress import progress
+from ..reuse import NOBODY, LearnerLoop
 from ..routers import GateRouter, HybridSVMRouter, ProfileRouter, Router, make_router
 from ..routers.base import unit
 from ..routers.gate import _Region
@@ -244,3 +246,33 @@ def drift(
                 found.append((kind, step, len(now), moved.mean(), lost.mean()))
             before = picks
     return pd.DataFrame(found, columns=["router", "tasks", "n", "moved", "moved_right"])
+
+
+# ---------------------------------------------------------------------- a stream without names
+
+
+def in_parts(data: TaskData, parts: int) -> list[TaskData]:
+    """A task's training and routing rows cut into batches that share none, each with every label as
+    often; all with the same evaluation rows."""
+    cut = {}
+    for split in ("train", "router"):
+        rows = getattr(data, split)
+        place = rows.groupby("label").cumcount()
+        cut[split] = [rows[place % parts == k].reset_index(drop=True) for k in range(parts)]
+    pairs = zip(cut["train"], cut["router"], strict=True)
+    return [dataclasses.replace(data, train=train, router=router) for train, router in pairs]
+
+
+def judge(loop: LearnerLoop, stream: Sequence[TaskData]) -> pd.DataFrame:
+    """What a loop answers to the evaluation rows of tasks, told nothing: a row a task. Columns:
+    accuracy, unanswered (shares of its rows), n."""
+    rows = {}
+    for data in stream:
+        said = loop.answer(data.texts("eval"))["label_name"].to_numpy(object)
+        truth = np.array([data.task.label_names[k] for k in data.labels("eval")], dtype=object)
+        rows[data.name] = {
+            "accuracy": np.mean(said == truth),
+            "unanswered": np.mean(said == NOBODY),
+            "n": len(truth),
+        }
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("task")
