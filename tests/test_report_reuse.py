@@ -1,0 +1,111 @@
+"""Figures and tables of notebook 10 by hand."""
+
+import sys
+from types import SimpleNamespace
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "results"))
+from report import reuse
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def run_of(**tables):
+    """A run of two seeds; the second one's numbers are those of the first."""
+    metrics = tables.pop("metrics", pd.DataFrame(columns=["metric", "split", "value"]))
+
+    def value(metric, **where):
+        found = metrics[metrics["metric"].eq(metric) & metrics["split"].eq(where["split"])]
+        return found["value"].iloc[0] if len(found) else float("nan")
+
+    return SimpleNamespace(
+        read_alike=lambda name: [(42, tables[name[:-4]]), (7, tables[name[:-4]])],
+        metrics=metrics,
+        value=value,
+    )
+
+
+SLIDE = pd.DataFrame(
+    {"size": [2, 16], "n": [10, 80], "confidence": [0.6, 0.1], "reused": [1.0, 0.0],
+     "false_novel": [0.02, 0.01]}
+)  # fmt: skip
+LEFT = pd.DataFrame(
+    [("p-value", "a", False, 0.9, 0.3, 0.02, 0.4), ("energy", "a", False, 0.8, 0.4, 0.05, 0.3),
+     ("p-value", "b", True, 0.5, 0.9, 0.02, 0.1), ("energy", "b", True, 0.6, 0.8, 0.05, 0.2)],
+    columns=["score", "task", "near", "auroc", "fpr95", "false_novel", "detected"],
+)  # fmt: skip
+
+
+def test_the_slide_says_where_reuse_ends():
+    drawn = reuse.slide(run_of(slide=SLIDE))
+    assert drawn.answer == (
+        "The published confidence falls from 60 % with 2 tasks to 10 % with 16; beyond 2 no text "
+        "passes 40 %. The p-value calls at most 2.0 % of known texts novel."
+    )
+    left, right = drawn.figure.axes
+    most = next(line for line in left.lines if line.get_label() == "most it could ever be")
+    assert most.get_ydata() == pytest.approx([88.08, 33.0], abs=0.01)
+    assert {line.get_label() for line in right.lines} == {
+        "known texts called novel", "α = 0.05, asked for",
+    }  # fmt: skip
+    never = reuse.slide(run_of(slide=SLIDE.assign(reused=0.0)))
+    assert "; no text passes 40 %." in never.answer and set(never.seeds) == {42, 7}
+
+
+def test_scores_are_ordered_and_near_tasks_told_apart():
+    drawn = reuse.left_out(run_of(left_out=LEFT))
+    assert drawn.answer == (
+        "On single texts of far tasks p-value tells best (90 % AUROC; of near ones 50 %, which is "
+        "no better than guessing)."
+    )
+    names = [tick.get_text() for tick in drawn.figure.get_yticklabels()]
+    assert names == ["p-value", "energy"]
+    table = reuse.scores_table(run_of(left_out=LEFT))
+    assert table.loc["p-value"].to_list() == ["90.0", "30.0", "40.0", "50.0", "90.0", "10.0", "2.0"]
+
+
+def test_groups_are_drawn_by_test():
+    rows = [
+        ("a", n, test, 0.04, 1.0 if n == 16 and test == "together" else 0.1, False)
+        for test in ("together", "Simes")
+        for n in (1, 16)
+    ]
+    columns = ["task", "texts", "test", "false_novel", "detected", "near"]
+    drawn = reuse.groups(run_of(groups=pd.DataFrame(rows, columns=columns)))
+    assert drawn.answer == (
+        "16 texts of a far task together are called novel in 100.0 % of draws, of a known one in "
+        "4.0 %."
+    )
+    assert [ax.get_title("left") for ax in drawn.figure.axes] == ["together", "Simes"]
+
+
+def test_drift_is_weighted_by_texts():
+    drift = pd.DataFrame(
+        [("x", 3, 10, 0.1, 0.0), ("x", 4, 30, 0.3, 0.1)],
+        columns=["router", "tasks", "n", "moved", "moved_right"],
+    )
+    table = reuse.drift_table(run_of(drift=drift))
+    assert table.loc["x"].to_list() == ["25.00", "7.50"]
+
+
+def test_out_of_scope_is_a_sentence_where_there_is_some():
+    assert reuse.of_scope(run_of()) == ""
+    rows = [("oos_recall", "relative Mahalanobis", 0.1), ("oos_recall", "p-value", 0.3),
+            ("oos_recall", "energy", 0.4)]  # fmt: skip
+    run = run_of(metrics=pd.DataFrame(rows, columns=["metric", "split", "value"]))
+    assert reuse.of_scope(run) == (
+        "Of texts out of scope, 40.0 % are noticed where 95 % of the texts in scope pass (energy); "
+        "by the p-value 30.0 %."
+    )
