@@ -303,10 +303,11 @@ def test_generalization_notebook_asks_unseen_tasks(tmp_path, model_dirs, data_di
 
 def test_reuse_notebook_measures_who_notices(tmp_path, model_dirs, data_dir):
     given = {"model": str(model_dirs["bert"]), "preset": "adaptive3", "n_train": 9, "n_eval": 8}
+    given["lora_r"] = 4
     done = papermill("10_reuse_or_create", tmp_path, data_dir=data_dir, twice=True, **given)
     assert done.returncode == 0, done.stderr[-3000:]
     for seed in (42, 7):
-        run = the_run(tmp_path, seed)
+        (run,) = (tmp_path / "runs").glob(f"*novelty-s{seed}-*")
         assert len(list(run.glob("*.png"))) == 3
         left_out = pd.read_csv(run / "left_out.csv")
         assert set(left_out["task"]) == {"sst2", "mrpc", "qnli"} and not left_out["near"].any()
@@ -316,10 +317,19 @@ def test_reuse_notebook_measures_who_notices(tmp_path, model_dirs, data_dir):
         drift = pd.read_csv(run / "drift.csv")
         assert drift["router"].nunique() == 8 and drift["moved"].between(0, 1).all()
         answers = json.loads((run / "answers.json").read_text())
-        assert len(answers) == 3 and "published confidence falls" in answers[0]
+        assert len(answers) == 4 and "published confidence falls" in answers[0]
         assert all(answer in said(tmp_path) for answer in answers)
-    assert figures(tmp_path) == 2 * 3
-    assert "sent elsewhere" in shown_tables(tmp_path)
+        (loops,) = (tmp_path / "runs").glob(f"*loops-s{seed}-*")
+        table = pd.read_csv(loops / "loops.csv")
+        assert set(table["policy"]) == {"loop", "create", "reuse", "oracle"}
+        frames = table.groupby(["stream", "policy"])["frames"].first()
+        assert frames["far", "create"] == 3 and frames["returning", "create"] == 6
+        assert (frames.xs("loop", level="policy") <= frames.xs("create", level="policy")).all()
+        steps = list((tmp_path / "runs").glob(f"*ewc_replay-s{seed}-*"))
+        assert len(steps) == 1
+    assert figures(tmp_path) == 2 * 4
+    assert "sent elsewhere" in shown_tables(tmp_path) and "Gemma-2B" in shown_tables(tmp_path)
+    assert "files left of it: []" in printed(tmp_path)
 
 
 def test_generative_notebook_writes_and_remembers(tmp_path, decoders, data_dir):

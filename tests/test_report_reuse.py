@@ -109,3 +109,33 @@ def test_out_of_scope_is_a_sentence_where_there_is_some():
         "Of texts out of scope, 40.0 % are noticed where 95 % of the texts in scope pass (energy); "
         "by the p-value 30.0 %."
     )
+
+
+def test_loops_are_compared_with_the_oracle():
+    rows = [("a", 0.7, 0.1, 10, 1, 2e6, "far", "loop"), ("b", 0.5, 0.1, 10, 1, 2e6, "far", "loop"),
+            ("a", 0.8, 0.0, 10, 2, 4e6, "far", "oracle"),
+            ("b", 0.6, 0.0, 10, 2, 4e6, "far", "oracle")]  # fmt: skip
+    columns = ["task", "accuracy", "unanswered", "n", "frames", "bytes", "stream", "policy"]
+    run = run_of(loops=pd.DataFrame(rows, columns=columns))
+    table = reuse.loops_table(run)
+    assert table.loc[("far", "the loop")].to_list() == ["60.0", "10.0", "1.0", "2.0", "10.0"]
+    assert table.loc[("far", "oracle"), "regret (pp)"] == "0.0"
+    drawn = reuse.loops(run)
+    assert drawn.answer == (
+        "The loop, by stream: far: 1.0 of 2 frames, 10.0 points behind the oracle."
+    )
+    (ax,) = drawn.figure.axes
+    marks = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines}
+    assert marks["the loop"] == (1, pytest.approx(60)) and marks["oracle"][0] == 2
+
+
+def test_steps_stand_beside_the_published_ones():
+    row = {"run_id": "r", "seed": 1, "model": "minilm", "preset": "adaptive3", "eval_task": "",
+           "unit": "fraction", "budget": ""}  # fmt: skip
+    ours = [row | {"method": m, "metric": k, "value": v} for m, k, v in
+            (("ewc_replay", "acc", 0.7), ("ewc_replay", "bwt", -0.02), ("novelty", "acc", 0.1))]  # fmt: skip
+    table = reuse.steps_table(pd.DataFrame(ours))
+    assert table.loc[("measured here", "ewc_replay")].to_list() == ["70.0", "-2.0"]
+    assert table.loc[("published: Gemma-2B", "ewc_replay")].to_list() == ["79.3", "4.0"]
+    assert table.loc[("published: Gemma-2B", "independent")].to_list() == ["78.0", "0.0"]
+    assert len(table) == 3

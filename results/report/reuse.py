@@ -7,11 +7,24 @@ import pandas as pd
 
 from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn
+from skillstack_helpers.lab.names import name, style
 from skillstack_helpers.lab.novelty import ALPHA, most_confident
 from skillstack_helpers.lab.runs import Run
 
-from .base import Figure, Table, ends_said, files
+from .base import (
+    Figure,
+    Table,
+    ends_said,
+    files,
+    in_order,
+    measured,
+    published,
+    spread,
+    summary,
+)
 
+POLICIES = {"loop": "the loop", "create": "always create", "reuse": "always reuse",
+            "oracle": "oracle"}  # fmt: skip
 KINDS = {True: "near", False: "far"}
 _NOTE = "near: another known task has the same labels, so that its frame could be reused"
 
@@ -47,6 +60,34 @@ def drift_table(run: Run) -> pd.DataFrame:
     table = 100 * sums[["moved", "moved_right"]].div(sums["n"], axis=0)
     names = {"moved": "sent elsewhere (%)", "moved_right": "of these rightly before (%)"}
     return table.rename(columns=names).map("{:.2f}".format)
+
+
+def steps_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Steps A and B of the adaptive learner, measured and published: mean ± standard deviation over
+    seeds. Index: who, method."""
+    steps = ["independent", "ewc_replay", "sequential", "generative_replay"]
+    ours = in_order(measured(metrics, method=steps), "method", steps)
+    theirs = published(["step_b_v4", "step_a_retry"])
+    names = {"single_lora_reuse": "ewc_replay", "new_lora_per_task": "independent"}
+    theirs = theirs.assign(method=theirs["method"].map(names), eval_task="", unit="fraction")
+    theirs["metric"] = theirs["metric"].replace("avg_acc", "acc")
+    theirs["who"] += ": Gemma-2B"
+    columns = {name("acc"): {"metric": "acc", "eval_task": ""}}
+    columns[name("bwt")] = {"metric": "bwt", "eval_task": ""}
+    return summary(pd.concat([ours, theirs]), ["who", "method"], columns, spread)
+
+
+def loops_table(run: Run) -> pd.DataFrame:
+    """Every policy on every stream, means over tasks and seeds. Index: stream, policy."""
+    found = files(run, "loops.csv")
+    found["policy"] = found["policy"].map(POLICIES)
+    by = found.groupby(["stream", "policy"], sort=False)
+    table = 100 * by[["accuracy", "unanswered"]].mean()
+    table["frames"], table["MB"] = by["frames"].mean(), by["bytes"].mean() / 1e6
+    best = table["accuracy"].xs(POLICIES["oracle"], level="policy")
+    table["regret"] = table.index.get_level_values("stream").map(best) - table["accuracy"]
+    names = {"accuracy": "correct (%)", "unanswered": "not answered (%)", "regret": "regret (pp)"}
+    return table.rename(columns=names).map("{:.1f}".format)
 
 
 # ---------------------------------------------------------------------- figures
@@ -152,6 +193,42 @@ def groups(run: Run) -> Drawn:
     look = "Known must stay below the dotted line; unknown should rise. Means over tasks."
     figure = plotting.over_all(axes, "Several texts of one task, tested together")
     return Drawn(figure, answer, alt, look, found["seed"].unique().tolist())
+
+
+def loops(run: Run) -> Drawn:
+    """Accuracy against the frames that were created, a panel a stream."""
+    found = files(run, "loops.csv")
+    seeds = found["seed"].unique().tolist()
+    by = found.groupby(["stream", "policy", "seed"], sort=False)
+    ends = by[["accuracy", "frames"]].mean().groupby(["stream", "policy"], sort=False)
+    mean, low, high = ends.mean(), ends.min(), ends.max()
+    streams = list(mean.index.get_level_values("stream").unique())
+    axes = plotting.panels(1, len(streams), plotting.WIDEST, 3.6, sharey=True)
+    sentences = []
+    for ax, stream in zip(axes, streams, strict=True):
+        for place, policy in enumerate(POLICIES):
+            if (stream, policy) not in mean.index:
+                continue
+            at = mean.loc[(stream, policy)]
+            how = style(POLICIES[policy], place)
+            ax.plot(at["frames"], 100 * at["accuracy"], linestyle="none", markersize=9, **how)
+            bars = [100 * part.loc[(stream, policy), "accuracy"] for part in (low, high)]
+            ax.vlines(at["frames"], *bars, color=how["color"], lw=1.6)
+        ax.set_xlabel("frames created")
+        ax.grid(alpha=0.3)
+        ax.margins(0.2)
+        plotting.headed(ax, stream)
+        loop, best = (mean.loc[(stream, who)] for who in ("loop", "oracle"))
+        sentences.append(
+            f"{stream}: {loop['frames']:.1f} of {best['frames']:.0f} frames, "
+            f"{100 * (best['accuracy'] - loop['accuracy']):.1f} points behind the oracle"
+        )
+    axes[0].set_ylabel("correct answers (%), told nothing")
+    plotting.legend_below(axes)
+    alt = "A panel a stream: correct answers against the number of frames created, a mark a policy."
+    look = "Up and to the left is better. The oracle is told the task when it learns and answers."
+    answer = "The loop, by stream: " + "; ".join(sentences) + "."
+    return Drawn(axes[0].figure, answer, alt, look + ends_said(found), seeds)
 
 
 def of_scope(run: Run) -> str:

@@ -285,6 +285,7 @@ def record_forgetting(run: Run, stream: Sequence[TaskData]) -> None:
     matrix, n = run.matrix(stream), sum(len(data.eval) for data in stream)
     run.record("acc", metrics.average_accuracy(matrix), n=n)
     run.record("learned", np.mean(np.diag(matrix)), n=n)
+    run.record("bwt", metrics.backward_transfer(matrix), n=n)
     run.record("final_drop", metrics.final_drop(matrix), n=n)
     run.record("forgetting", metrics.forgetting(matrix), n=n)
     run.record("first_task", matrix.iloc[-1, 0], n=len(stream[0].eval))

@@ -18,8 +18,10 @@ from ..reuse import NOBODY, LearnerLoop
 from ..routers import GateRouter, HybridSVMRouter, ProfileRouter, Router, make_router
 from ..routers.base import unit
 from ..routers.gate import _Region
+from ..stack import SkillStack
 from ..tasks import OUT_OF_SCOPE, TaskData, load_task
 from .parameters import RunConfig
+from .runs import Run
 
 ALPHA = 0.05
 GROUPS = (1, 4, 16, 64)
@@ -276,3 +278,58 @@ def judge(loop: LearnerLoop, stream: Sequence[TaskData]) -> pd.DataFrame:
             "n": len(truth),
         }
     return pd.DataFrame.from_dict(rows, "index").rename_axis("task")
+
+
+def unnamed(stream: Sequence[TaskData]) -> dict[str, list[TaskData]]:
+    """Three streams of batches from one of tasks: ``returning``, three unlike tasks and then more
+    rows of the same; ``near``, the largest family of tasks with the same labels; ``far``, the first
+    task of every set of labels. Those that would have one batch are left out."""
+    families: dict[frozenset, list[TaskData]] = {}
+    for data in stream:
+        families.setdefault(frozenset(data.task.label_names), []).append(data)
+    far = [family[0] for family in families.values()]
+    halves = [in_parts(data, 2) for data in far[:3]]
+    streams = {
+        "returning": [half[k] for k in (0, 1) for half in halves],
+        "near": max(families.values(), key=len),
+        "far": far,
+    }
+    return {name: batches for name, batches in streams.items() if len(batches) > 1}
+
+
+def played(loop: LearnerLoop, batches: Sequence[TaskData]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What came of a loop: `judge`, with frames and bytes kept; and a row for each decision."""
+    tasks = list({data.name: data for data in batches}.values())
+    size = sum(frame.nbytes for frame in loop.stack.frames)
+    table = judge(loop, tasks).assign(frames=len(loop.stack.frames), bytes=size)
+    said = [(data.name, d.action, d.frame or "", d.reason)
+            for data, d in zip(batches, loop.decisions, strict=True)]  # fmt: skip
+    decisions = pd.DataFrame(said, columns=["batch", "action", "frame", "reason"])
+    return table.reset_index(), decisions
+
+
+def oracle(
+    batches: Sequence[TaskData], backbone: Backbone, config: RunConfig
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`played` by one who is told the task: a frame each, in the order of the batches, that answers
+    its own evaluation rows."""
+    stack, rows, said = SkillStack(backbone), [], []
+    for data in batches:
+        action = "known" if data.name in stack else "grow"
+        if action == "grow":
+            measured = stack.grow(data, config).metrics
+            rows.append((data.name, measured["accuracy"], 0.0, measured["n"]))
+        said.append((data.name, action, data.name, "told"))
+    table = pd.DataFrame(rows, columns=["task", "accuracy", "unanswered", "n"])
+    size = sum(frame.nbytes for frame in stack.frames)
+    table = table.assign(frames=len(stack.frames), bytes=size)
+    return table, pd.DataFrame(said, columns=["batch", "action", "frame", "reason"])
+
+
+def append(run: Run, name: str, table: pd.DataFrame) -> None:
+    """Add rows to a table of a run; those of the same stream and policy are replaced."""
+    if (run.folder / name).exists():
+        old = run.read(name)
+        same = old["stream"].eq(table["stream"].iloc[0]) & old["policy"].eq(table["policy"].iloc[0])
+        table = pd.concat([old[~same], table], ignore_index=True)
+    run.save(name, table)

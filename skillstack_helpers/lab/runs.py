@@ -203,8 +203,9 @@ class Run:
         return found[~twin | found["run_id"].eq(self.id)]
 
     def read_alike(self, name: str, index_col: int | None = None) -> list[tuple[int, pd.DataFrame]]:
-        """The table of that name of every run that is alike, with the seed."""
-        runs = self.alike()[["run_id", "seed"]].drop_duplicates()
+        """The table of that name of every run that is alike and of this method, with the seed."""
+        alike = self.alike()
+        runs = alike.loc[alike["method"].eq(self.method), ["run_id", "seed"]].drop_duplicates()
         folders = [(seed, self.folder.parent / run) for run, seed in runs.itertuples(index=False)]
         return [(seed, _read_table(folder / name, index_col)) for seed, folder in folders]
 
