@@ -290,7 +290,7 @@ def test_runs_are_found_by_what_they_are(settings, tmp_path):
 def test_budgets_fill_in_the_defaults():
     words = runs.budget({"n_train": 3, "notebook": "x"})
     assert words == runs.budget(vars(RunConfig(n_train=3, seed=9)))
-    assert words.startswith("n_train 3, n_router 256, n_eval 64")
+    assert words.startswith("router hybrid_chain, n_train 3, n_router 256, n_eval 64")
 
 
 def test_published_numbers_come_with_their_words():
