@@ -316,8 +316,15 @@ def undo(
     whose result was never saved, and later ones about any frame that comes back, or about the one
     whose adapter it shares. Decisions about other frames stay. Raises `SkillStackError` if the old
     frames are gone or changed. Of a second look (pruning.py) the new frame is left out, and the
-    old one answers for it.
+    old one answers for it. A task that never had a frame of its own (reuse.py) is unknown again.
     """
+    for i, decision in enumerate(stack.decisions):
+        never = decision["kind"] == "never_created" and decision["frames"] == [name]
+        if never and not decision.get("undone"):  # reuse.py: there is no frame to bring back
+            new = stack.copy()
+            del new.dropped[name]
+            new.decisions[i]["undone"] = True
+            return new
     history: dict[str, list[int]] = {}  # frame -> the decisions about it that hold
     for i, decision in enumerate(stack.decisions):
         for old in () if decision.get("undone") else decision.get("replaced", ()):

@@ -189,8 +189,9 @@ class _Rule:
         self.stack = stack  # as it was; asked only about rows whose frame changes
         self.answering = self._frames(stack)
         spent = [d for d in stack.decisions if d.get("accepted") and not d.get("undone")]
-        # What a second look gained is not there to be spent on others.
-        spent = [d for d in spent if d["kind"] != "second_look"]
+        # What a second look gained is not there to be spent on others; what a task without a frame
+        # loses is measured against a frame that never was.
+        spent = [d for d in spent if d["kind"] not in ("second_look", "never_created")]
         self.spent = Loss(*(sum(d[field] for d in spent) for field in Loss._fields))
         self.noted = Loss(0.0, 0.0, 0, 0)  # of the steps accepted in this call
 

@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from .backbones import Backbone
 from .config import TrainingConfig
 from .errors import SkillStackError
+from .frames import check_frame_name
 from .parents import features_and_scores, parent_scores
 from .pruning import paired_loss
 from .routers.gate import GateRouter
@@ -108,6 +109,26 @@ def decide(
     if better:
         return Decision("start", None, f"{why}; the bare model serves it best", evidence)
     return Decision("grow", parent, f"{why}; {parent!r} is the best parent", evidence)
+
+
+def spare(stack: SkillStack, name: str, decision: Decision) -> SkillStack:
+    """A stack in which the frame that was decided on answers for a task without one of its own.
+
+    What was decided, and on which evidence, is in ``stack.decisions``; `compression.undo` takes it
+    back, and the task can be learned. Raises `SkillStackError` for a name that is taken and for a
+    decision that is not to reuse.
+    """
+    if decision.action != "reuse":
+        raise SkillStackError(f"the decision is to {decision.action}, not to reuse a frame")
+    if check_frame_name(name) in stack:
+        raise SkillStackError(f"frame {name!r} is already in the stack")
+    new = stack.copy()
+    new.dropped[name] = {"to": stack[decision.frame].name, "parent": None}
+    noted = {"kind": "never_created", "frames": [name], "by": decision.frame}
+    facts = decision.evidence.loc[[decision.frame]].dropna(axis=1) if len(decision.evidence) else {}
+    evidence = {key: float(facts[key].iloc[0]) for key in facts}
+    new.decisions.append(noted | {"reason": decision.reason, "accepted": True, **evidence})
+    return new
 
 
 def _stand_in(stack: SkillStack, data: TaskData, parent: str) -> tuple[np.ndarray, bool]:
@@ -208,7 +229,7 @@ class LearnerLoop:
         name = f"skill{self._skills}"
         renamed = dataclasses.replace(batch, task=dataclasses.replace(batch.task, name=name))
         if decision.action == "reuse":
-            self.stack.dropped[name] = {"to": self.stack[decision.frame].name, "parent": None}
+            self.stack = spare(self.stack, name, decision)
         else:
             self.stack.grow(renamed, self.config, parent=decision.frame)
         texts = batch.texts("router")

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from skillstack_helpers.compression import undo
 from skillstack_helpers.config import TrainingConfig
 from skillstack_helpers.errors import SkillStackError
 from skillstack_helpers.loading import load_backbone
-from skillstack_helpers.reuse import NOBODY, LearnerLoop, decide
+from skillstack_helpers.reuse import NOBODY, LearnerLoop, decide, spare
 from skillstack_helpers.routers.gate import GateRouter
 from skillstack_helpers.stack import SkillStack
 from skillstack_helpers.tasks import load_task
@@ -122,3 +123,14 @@ def test_a_reused_frame_answers_for_the_new_skill(model_dirs, tasks, tmp_path):
     loop.stack.save_pretrained(tmp_path)
     again = SkillStack.from_pretrained(tmp_path, loop.stack.backbone)
     assert again["skill2"].name == "skill1"
+    noted = again.decisions[-1]
+    assert noted["kind"] == "never_created" and noted["by"] == "skill1" and noted["reason"]
+    assert noted["upper_pp"] == pytest.approx(decision.evidence.loc["skill1", "upper_pp"])
+    back = undo(again, "skill2")
+    assert "skill2" not in back and "skill2" in again and back.decisions[-1]["undone"]
+    with pytest.raises(SkillStackError, match="no decision about frame 'skill2'"):
+        undo(back, "skill2")
+    with pytest.raises(SkillStackError, match="frame 'skill1' is already in the stack"):
+        spare(back, "skill1", decision)
+    with pytest.raises(SkillStackError, match="the decision is to start, not to reuse"):
+        spare(back, "skill3", loop.decisions[0])
