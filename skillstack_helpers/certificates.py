@@ -149,6 +149,9 @@ def remove(stack, name: str, retrain: Mapping | None = None) -> dict:
         left_to = {"to": renamed[one.name], "parent": one.parent, "removed": True}
         stack.dropped[one.name] = left_to
     stack.frames = [one for one in stack.frames if one.name not in renamed]
+    for alias, entry in stack.dropped.items():  # whom the removed one answered for
+        if alias not in stack:
+            entry |= {"to": None, "removed": True}
     stack.decisions = [d for d in stack.decisions if not _speaks_of(d, renamed)]
     stack.backbone.forget()
     stack._packed.clear()

@@ -197,6 +197,19 @@ def test_heirs_are_learned_anew_as_if_the_task_had_never_been(three, stream, con
     assert len(SkillStack.from_pretrained(folder, stack.backbone)) == 3
 
 
+def test_whom_the_removed_frame_answered_for_goes_too(three, stream):
+    stack, folder = three
+    leaf = stream[2].name
+    stack.dropped["other"] = {"to": leaf, "parent": None}
+    stack.save_pretrained(folder)
+    stack.remove(leaf)
+    again = SkillStack.from_pretrained(folder, stack.backbone)
+    for one in (stack, again):
+        assert "other" not in one
+        with pytest.raises(SkillStackError, match="frame 'other' was removed"):
+            one["other"]
+
+
 def test_the_last_frame_can_go_and_a_kill_in_between_brings_nothing_back(
     three, stream, monkeypatch
 ):
