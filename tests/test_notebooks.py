@@ -208,16 +208,16 @@ def test_baselines_notebook_runs_all_methods_and_resumes(tmp_path, model_dirs, d
     assert some.returncode == 0, some.stderr[-3000:]
     found = list((tmp_path / "runs").glob("*/metrics.csv"))
     methods = {p: runs.read_facts(p.parent)["method"] for p in found}
-    assert set(methods.values()) == {"frames", "sequential", "replay", "ewc", "search"}
-    # The search goes on for O-LoRA; what was run is read.
-    before = {p: p.stat().st_mtime_ns for p in found if methods[p] != "search"}
+    assert set(methods.values()) == {"frames", "sequential", "replay", "ewc", "search_ewc"}
+    before = {p: p.stat().st_mtime_ns for p in found}
     done = papermill("04_baselines", tmp_path, data_dir=data_dir, twice=True, **given)
     assert done.returncode == 0, done.stderr[-3000:]
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())  # read, not run again
     table = runs.load_runs(tmp_path / "runs")
     methods = set(METHODS) - {"generative_replay"}
     for _, mine in table.groupby("seed"):
-        assert set(mine["method"]) == methods | {"search"}
+        searches = {f"search_{method}" for method in ("ewc", "ewc_online", "olora", "joint_wide")}
+        assert set(mine["method"]) == methods | searches
         updates = mine[mine["metric"].eq("updates")].set_index("method")["value"]
         at_once = ["tfidf", "tfidf_union", "lda", "lda_union"]
         at_once += ["joint", "joint_wide", "joint_shared"]

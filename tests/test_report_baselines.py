@@ -327,7 +327,9 @@ def test_the_search_figure_marks_what_was_chosen_and_says_where_the_grid_ends():
     table = [("ewc", 1.0, 0.6, 0.5), ("ewc", 10.0, 0.6, 0.7), ("ewc", 100.0, 0.5, 0.5)]
     table += [("olora", 0.5, 0.6, 0.6), ("olora", 5.0, 0.6, 0.5)]
     table = pd.DataFrame(table, columns=["method", "strength", "learned", "final"])
-    drawn = baselines.search(run_of(None, search=table))
+    run = run_of(method_rows("search_ewc", {("validation", "", ""): 0.7}, 42), search=table)
+    run.id = "hard8-search_ewc-42"
+    drawn = baselines.search(run)
     assert "EWC is best at a strength of 10 (70.0 % at the end of the stream)." in drawn.answer
     assert "O-LoRA is best at a strength of 0.5 (60.0 %" in drawn.answer
     assert drawn.answer.count("at the edge") == 1

@@ -13,7 +13,7 @@ from skillstack_helpers.lab.comparison import VALIDATION_ROWS
 from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name, style
 from skillstack_helpers.lab.parameters import METHODS
-from skillstack_helpers.lab.runs import Run
+from skillstack_helpers.lab.runs import Run, read_run
 
 from .base import (
     ANY,
@@ -340,8 +340,13 @@ def verdicts(run: Run) -> Drawn:
 
 
 def search(run: Run) -> Drawn:
-    """Accuracy on validation rows against what was searched; run: of the search."""
-    table = run.read("search.csv")
+    """Accuracy on validation rows against what was searched; run: one of the searches, which are
+    shown with those of its seed that are alike."""
+    alike = run.alike()
+    mine = alike["method"].str.startswith("search") & alike["seed"].eq(run.config.seed)
+    others = alike.loc[mine & alike["run_id"].ne(run.id), "run_id"].unique()
+    tables = [read_run(run.folder.parent / other).read("search.csv") for other in others]
+    table = pd.concat([run.read("search.csv"), *tables], ignore_index=True)
     n = len(run.config.task_names) * min(VALIDATION_ROWS, run.config.n_router)
     searched = list(table["method"].unique())
     axes = plotting.panels(1, len(searched), plotting.WIDEST, 3.8, sharey=True)
