@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from crepes import ConformalClassifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
@@ -22,6 +23,19 @@ def test_a_stranger_text_never_has_a_larger_p_value(calibration, asked):
     asked = np.sort(asked)
     p = p_values(calibration, asked)
     assert (np.diff(p) <= 0).all() and p.min() >= 1 / (len(calibration) + 1) and p.max() <= 1
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10_000), st.integers(1, 60), st.sampled_from([0.5, 0.8, 0.9]))
+def test_p_values_and_sets_are_those_of_crepes(seed, n, coverage):
+    rng = np.random.default_rng(seed)
+    known, asked = rng.normal(size=n).round(1), rng.normal(size=(8, 3)).round(1)  # with ties
+    theirs = ConformalClassifier()
+    theirs.fit(known)
+    expected = theirs.predict_p(asked, all_classes=True, smoothing=False)
+    assert np.allclose(p_values(known, asked), expected)
+    # It also takes in a label whose p-value is just 1 - coverage, which is one more than is needed.
+    assert ((asked <= threshold(known, coverage)) == (expected > 1 - coverage + 1e-9)).all()
 
 
 @settings(max_examples=30)
