@@ -217,7 +217,8 @@ def loops(run: Run) -> Drawn:
         ax.set_xlabel("frames created")
         ax.grid(alpha=0.3)
         ax.margins(0.2)
-        plotting.headed(ax, stream)
+        plotting.titled(ax, stream)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         loop, best = (mean.loc[(stream, who)] for who in ("loop", "oracle"))
         sentences.append(
             f"{stream}: {loop['frames']:.1f} of {best['frames']:.0f} frames, "
@@ -246,14 +247,5 @@ def of_scope(run: Run) -> str:
 
 # ---------------------------------------------------------------------- what is committed
 
-_RUNS = ("10_reuse_or_create", "hard12", "minilm")
 TABLES: dict[str, Table] = {}
-FIGURES: dict[str, Figure] = {}
-_ASKED = {
-    "slide": (slide, "Why does the published router always create?"),
-    "left_out": (left_out, "Can one text tell that nothing fits?"),
-    "groups": (groups, "How many texts does it take to notice a new task?"),
-}
-PLANNED = {
-    f"reuse_{name}": Figure(*_RUNS, draw, question) for name, (draw, question) in _ASKED.items()
-}
+FIGURES: dict[str, Figure] = {}  # none is committed yet
