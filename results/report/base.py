@@ -33,6 +33,7 @@ class Table(NamedTuple):
     make: Callable[[pd.DataFrame], pd.DataFrame]  # of rows of `load_runs`
     first: float | str | None = None  # first_adapted_layer
     router: str = ""  # of the runs, where several were used
+    methods: Sequence[str] = ()  # of the runs, where not all are shown
 
 
 class Figure(NamedTuple):

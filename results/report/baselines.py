@@ -48,6 +48,7 @@ _KEPT = {  # what must be kept of the rows, beside weights, to learn the next ta
     "routing texts, sums": ("lda",),
     "sums": ("lda_union",),
 }
+_OF_FRAMES = ("frames", "second_look", "merged", "distilled")
 DASHES = ["-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 4))]
 
 # ---------------------------------------------------------------------- tables
@@ -118,7 +119,7 @@ def ablation_table(metrics: pd.DataFrame) -> pd.DataFrame:
     the upper half, two routers, and what was made of them afterwards. Index: layers and router,
     method; means over the seeds of the line. The difference is from the first line, routed, on the
     same task and seed: mean [95 % bootstrap interval]."""
-    ours = metrics[metrics["method"].isin(["frames", "second_look", "merged", "distilled"])]
+    ours = metrics[metrics["method"].isin(_OF_FRAMES)]
     upper = ours["budget"].str.endswith(f"first_adapted_layer {_UPPER}")
     router = ours["budget"].str.extract(r"router (\w+)", expand=False)
     setup = np.where(upper, "upper half, ", "all layers, ") + router
@@ -502,7 +503,7 @@ TABLES = {
     "baselines_accuracy": Table(*_HARD8, partial(accuracy_table, preset="hard8"), *_NOW),
     "baselines_cost": Table(*_HARD8, cost_table, *_NOW),
     "baselines_root": Table(*_HARD8, root_table, *_NOW),
-    "baselines_ablation": Table(*_HARD8, ablation_table, ANY),
+    "baselines_ablation": Table(*_HARD8, ablation_table, ANY, methods=_OF_FRAMES),
     "baselines_clinc10": Table(
         "04_baselines", "clinc10", "minilm", partial(accuracy_table, preset="clinc10"), *_NOW
     ),

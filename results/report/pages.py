@@ -57,6 +57,8 @@ def runs_of(entry: Table | Figure, runs: pd.DataFrame) -> pd.DataFrame:
         recipe &= budget.endswith(f"first_adapted_layer {entry.first}")
     if entry.router:
         recipe &= budget.startswith(f"router {entry.router},")
+    if getattr(entry, "methods", ()):
+        recipe &= found["method"].isin(entry.methods)
     found = found[recipe]
     if not len(found):
         raise SkillStackError(f"no run of {entry.notebook} on {entry.preset}")
@@ -227,7 +229,8 @@ def notebooks_block(up: str, drawn: Mapping[str, tuple[Drawn, str]], runs: pd.Da
     links."""
     lines = ["| notebook | question | answer | minutes | |", "| --- | --- | --- | --- | --- |"]
     for path in sorted((repo_root() / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        title = re.match(r"# \d+ · (.*)", nbformat.read(path, 4).cells[0].source).group(1)
+        first = nbformat.read(path, 4).cells[0].source
+        title = re.match(r"# \d+ · (.*)", first).group(1)
         cells = [f"[{path.stem[:2]}]({up}notebooks/{path.name}) {title}"]
         links = [f"[{where}]({address})" for where, address in hosted(path).items()]
         for page, topic in TOPICS.items():
@@ -237,7 +240,9 @@ def notebooks_block(up: str, drawn: Mapping[str, tuple[Drawn, str]], runs: pd.Da
                 question = FIGURES[names[0]].question
                 answer = sentence(drawn[names[0]][0].answer)
                 cells += [question, answer, minutes(names[0], runs)]
-        cells += ["What is in a saved stack?", "", ""] if len(cells) == 1 else []
+        if len(cells) == 1:  # no committed run
+            asked = re.search(r"\*\*Question\.\*\* .*?([^.?]*\?)", first).group(1).strip()
+            cells += [asked, "", ""]
         lines.append("| " + " | ".join([*cells, " · ".join(links)]) + " |")
     return "\n".join(lines)
 
