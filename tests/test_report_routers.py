@@ -194,6 +194,8 @@ def test_confusion_is_the_difference_of_two_routers(compared, monkeypatch):
     assert shown.norm.vmin == -shown.norm.vmax
     assert np.abs(shown.get_array().sum(axis=1)).max() < 1e-9  # what one row gains another loses
     assert "scaffold_blind finds the right frame more often on 6 of 12 tasks" in drawn.answer
+    found = compared.alike()
+    monkeypatch.setattr(compared, "alike", lambda: found)
     default = replace(compared.config, router="hybrid_chain")  # beside the best of the others
     monkeypatch.setattr(compared, "config", default)
     assert "Against hybrid_chain, hybrid_embed finds" in routers.confusion(compared).answer
