@@ -298,7 +298,7 @@ def test_generalization_notebook_asks_unseen_tasks(tmp_path, model_dirs, data_di
         assert len(answers) == 4 and "the router gives away" in answers[-1]
         assert all(answer in said(tmp_path) for answer in answers)
     assert figures(tmp_path) == 2 * 3
-    assert "best frame per task" in shown_tables(tmp_path)
+    assert "mixed, labels told" in shown_tables(tmp_path)
 
 
 def test_reuse_notebook_measures_who_notices(tmp_path, model_dirs, data_dir):
