@@ -74,7 +74,7 @@ class Martingale:
     def update(self, scores: ArrayLike) -> float:
         """Take in more scores, in their order; the wealth now. 1 / `highest` is a p-value."""
         for score in _numbers(scores, "scores", at_least=0):
-            low, high = np.searchsorted(self._known, score), None
+            low = np.searchsorted(self._known, score)
             high = np.searchsorted(self._known, score, side="right")
             larger, equal = len(self._known) - high, high - low + 1  # itself among the equal
             p = (larger + self._rng.uniform() * equal) / (len(self._known) + 1)

@@ -61,7 +61,7 @@ def decide(
     to be missed than seen: `pruning.admit` decides again once a frame has been trained.
 
     Otherwise the parent is the best frame by LEEP, unless the frozen model's own features serve
-    the task better than that frame's (nearest neighbours): then a new adapter. Evidence holds the
+    the task better than that frame's, by the same folds: then a new adapter. Evidence holds the
     group p-value of the first `texts` routing texts under each frame; it does not decide. Raises
     `SkillStackError` for a stack without frames and for a task without rows of two labels.
     """

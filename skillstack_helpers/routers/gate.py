@@ -79,7 +79,9 @@ class GateRouter(Router):
 
     def p_values(self, texts) -> np.ndarray:
         """Of each text under each frame, (n, frames)."""
-        strange = self.strangeness(texts)
+        return self._ranked(self.strangeness(texts))
+
+    def _ranked(self, strange: np.ndarray) -> np.ndarray:
         columns = zip(self._regions, strange.T, strict=True)
         return np.column_stack([p_values(region.calibration, own) for region, own in columns])
 
@@ -102,9 +104,7 @@ class GateRouter(Router):
 
     def _scores(self, texts):
         strange = self.strangeness(texts)
-        columns = zip(self._regions, strange.T, strict=True)
-        p = np.column_stack([p_values(region.calibration, own) for region, own in columns])
-        return np.log(p) + _NEARER / (1 + strange)
+        return np.log(self._ranked(strange)) + _NEARER / (1 + strange)
 
     def _choose(self, scores):
         fits = scores >= np.log(self.alpha)
