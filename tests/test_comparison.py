@@ -184,7 +184,7 @@ def test_forgetting_is_kept_with_what_was_learned():
     matrix = pd.DataFrame([[0.9, np.nan], [0.5, 0.8]], ["imdb", "agnews"], ["imdb", "agnews"])
     run = Kept(matrix=matrix)
     comparison.record_forgetting(run, STREAM)
-    expected = {"acc": 0.65, "learned": 0.85, "final_drop": 0.4, "forgetting": 0.4}
+    expected = {"acc": 0.65, "learned": 0.85, "bwt": -0.4, "final_drop": 0.4, "forgetting": 0.4}
     expected = {(metric, ""): value for metric, value in (expected | {"first_task": 0.5}).items()}
     assert run.values == pytest.approx(expected)
 
