@@ -27,13 +27,14 @@ def certify(stack, texts: Sequence[str], router, since: Mapping | str | Path | N
     texts = checked_texts(texts)
     before = None if since is None else _read(since, texts)
     names = np.array([stack[name].name for name in router.predict(texts)], dtype=object)
-    said = stack.predict(texts, list(names)).label_names
-    frames = {}
+    said, frames = np.empty(len(texts), dtype=object), {}
     for frame in stack.frames:
         rows = np.flatnonzero(names == frame.name)
         facts = {"sha256": weights_digest(frame), "answered": len(rows)}
         if len(rows):
-            facts["logits_sha256"] = _logits(stack, frame.name, [texts[i] for i in rows])
+            logits = _logits(stack, frame.name, [texts[i] for i in rows])
+            said[rows] = np.array(frame.label_names, dtype=object)[logits.argmax(1)]
+            facts["logits_sha256"] = digest(logits)
         frames[frame.name] = facts
     certificate = {
         "schema_version": SCHEMA,
@@ -72,7 +73,9 @@ def _compared(stack, texts: list[str], now: Mapping, before: Mapping) -> dict:
     other = [n for n, facts in there.items() if facts["sha256"] != now["frames"][n]["sha256"]]
     asked = {n: [texts[i] for i in np.flatnonzero(frames == n)] for n in there}
     bits = [
-        n for n in there if asked[n] and there[n]["logits_sha256"] != _logits(stack, n, asked[n])
+        name
+        for name in there
+        if asked[name] and there[name]["logits_sha256"] != digest(_logits(stack, name, asked[name]))
     ]
     return {
         "answers_changed": int(changed.sum()),
@@ -87,12 +90,11 @@ def _compared(stack, texts: list[str], now: Mapping, before: Mapping) -> dict:
     }
 
 
-def _logits(stack, name: str, texts: list[str]) -> str:
-    """Digest of a frame's logits on texts. Their last bits depend on the texts that are run with
-    them, so these texts are run with one another alone."""
+def _logits(stack, name: str, texts: list[str]) -> np.ndarray:
+    """A frame's logits on texts. Their last bits depend on the texts that are run with them, so
+    these texts are run with one another alone."""
     with stack.backbone.afresh():
-        scores = stack.activate(name).scores(texts, stack[name].training["max_length"])
-    return digest(scores)
+        return stack.activate(name).scores(texts, stack[name].training["max_length"])
 
 
 def _texts(texts: Sequence[str]) -> str:
@@ -199,9 +201,7 @@ def _again(stack, old, renamed: Mapping, data) -> str:
         parent = stack[parent].parent
     known = {field.name for field in dataclasses.fields(TrainingConfig)}
     config = TrainingConfig(**{key: v for key, v in old.training.items() if key in known})
-    number = 2
-    while (name := f"{old.name}-{number}") in stack or name in stack.dropped:
-        number += 1
+    name = stack.free_name(old.name)
     stack.grow(data, config, old.prompt, parent=renamed.get(parent, parent), name=name)
     return name
 

@@ -149,10 +149,7 @@ def second_look(
         scores = parent_scores(stack, data)
         parent = pick(scores, by)
         noted["scores"] = {name: column.dropna().to_dict() for name, column in scores.items()}
-    tried = 2
-    while (name := f"{data.name}-{tried}") in stack:
-        tried += 1
-    grown = stack.copy()
+    name, grown = stack.free_name(data.name), stack.copy()
     how = {"parent": parent, "name": name, "targets": targets}
     frame = grown.grow(data, config, old.prompt, **how)
     trial = drop(grown, old.name, to=name)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -140,19 +141,10 @@ def _stand_in(stack: SkillStack, data: TaskData, parent: str) -> tuple[np.ndarra
     with stack.backbone.without_adapter():
         sides[True] = stack.backbone.embed(every, length)[:, -1]
     n, labels = len(data.train), data.labels("train")
-    folds = np.arange(n) % 4
-    found = {}
-    for bare, features in sides.items():
-        held = np.empty(n, dtype=labels.dtype)
-        for fold in range(4):
-            mine = folds == fold
-            if len(np.unique(labels[~mine])) < 2:
-                held[mine] = labels[~mine][0]
-                continue
-            held[mine] = (
-                _linear().fit(features[:n][~mine], labels[~mine]).predict(features[:n][mine])
-            )
-        found[bare] = (held == labels).mean()
+    folds = min(4, np.unique(labels, return_counts=True)[1].min())
+    found = {False: 0.0, True: 0.0}  # with a label that one row has nothing can be held out
+    for bare, features in sides.items() if folds > 1 else ():
+        found[bare] = cross_val_score(_linear(), features[:n], labels, cv=folds).mean()
     better = bool(found[True] > found[False])
     model = _linear().fit(sides[better][:n], labels)
     return model.predict(sides[better][n:]), better

@@ -8,6 +8,7 @@ sequential adapter, which forgets; an earlier frame, picked again, cannot.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import shutil
@@ -108,6 +109,11 @@ class SkillStack:
             self._places = {frame.name: i for i, frame in enumerate(self.frames)}
             place = self._places.get(name)
         return None if place is None else self.frames[place]
+
+    def free_name(self, name: str) -> str:
+        """The first of name-2, name-3, ... that no frame bears or bore."""
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        return next(n for n in numbered if n not in self and n not in self.dropped)
 
     def copy(self, frames: Sequence[Frame] | None = None) -> SkillStack:
         """A stack of its own on the same backbone and frames (or `frames`), which never change."""

@@ -26,6 +26,7 @@ from .base import (
 POLICIES = {"loop": "the loop", "create": "always create", "reuse": "always reuse",
             "oracle": "oracle"}  # fmt: skip
 KINDS = {True: "near", False: "far"}
+RULES = {"softmax": "largest softmax", "entropy": "entropy", "margin": "margin of the best two"}
 _NOTE = "near: another known task has the same labels, so that its frame could be reused"
 
 # ---------------------------------------------------------------------- tables
@@ -136,6 +137,46 @@ def slide(run: Run) -> Drawn:
     return Drawn(left.figure, answer, alt, look, found["seed"].unique().tolist())
 
 
+def thresholds(run: Run) -> Drawn:
+    """Thresholds on the published confidence that stay and that adapt, beside the p-value."""
+    found = files(run, "slide.csv")
+    mean = 100 * found.groupby("size").mean()
+    words = "tasks in the pool"
+    panels = {
+        "fixed": ("Set with the first tasks, and kept", "known texts called novel (%)"),
+        "adapted": ("Set anew at every size", "known texts called novel (%)"),
+        "detected": ("Set anew: what it finds", "unknown texts called novel (%)"),
+    }
+    axes = plotting.panels(1, 3, plotting.WIDEST, 3.8)
+    for ax, (which, (title, ylabel)) in zip(axes, panels.items(), strict=True):
+        lines = {said: mean[f"{rule}_{which}"] for rule, said in RULES.items()}
+        lines["p-value"] = mean["detected" if which == "detected" else "false_novel"]
+        table = pd.concat(
+            pd.DataFrame({"size": mean.index, "percent": each.to_numpy(), "what": what})
+            for what, each in lines.items()
+        ).dropna()
+        how = {"by": "what", "xscale": "log", "legend": False, "title": title}
+        plotting.curves(table, "size", "percent", words, ylabel, ax, **how)
+        if which != "detected":
+            ax.axhline(100 * ALPHA, color="black", ls=":", label="α, what was asked for")
+        ax.set_ylim(-3, 103)
+    plotting.legend_below(axes)
+    last = mean.index[-1]
+    rest = mean["detected"].dropna().index[-1]
+    best = max(RULES, key=lambda rule: mean.loc[rest, f"{rule}_detected"])
+    answer = f"Kept as set with {mean.index[0]} tasks, a threshold on the largest softmax calls "
+    answer += f"{mean.loc[last, 'softmax_fixed']:.0f} % of known texts novel with {last} tasks; "
+    answer += f"set anew, {mean.loc[last, 'softmax_adapted']:.1f} %. With {rest} tasks "
+    answer += f"{RULES[best]} then finds {mean.loc[rest, f'{best}_detected']:.0f} % of the texts "
+    answer += f"of unknown tasks, the p-value {mean.loc[rest, 'detected']:.0f} %."
+    alt = "Three panels against the number of tasks: false alarms of thresholds that are kept, "
+    alt += "false alarms of thresholds that adapt, and what the latter detect."
+    look = "Left, a kept threshold breaks as the pool grows; middle, one that adapts does not. "
+    look += "Right, the share of texts of parts outside the pool that is found; a part with the "
+    look += "same task in the pool counts as unknown too. Means over seeds."
+    return Drawn(axes[0].figure, answer, alt, look, found["seed"].unique().tolist())
+
+
 def left_out(run: Run) -> Drawn:
     """AUROC of every score on texts of a task that was left out, far and near."""
     found = files(run, "left_out.csv").assign(kind=lambda t: t["near"].map(KINDS))
@@ -193,6 +234,72 @@ def groups(run: Run) -> Drawn:
     look = "Known must stay below the dotted line; unknown should rise. Means over tasks."
     figure = plotting.over_all(axes, "Several texts of one task, tested together")
     return Drawn(figure, answer, alt, look, found["seed"].unique().tolist())
+
+
+def price(run: Run) -> Drawn:
+    """Routing drift against accuracy of every router: what it costs that answers never change."""
+    found = files(run, "drift.csv")
+    seeds = found["seed"].unique().tolist()
+    moved = 100 * found.assign(w=found["moved"] * found["n"]).groupby(["router", "seed"]).pipe(
+        lambda by: by["w"].sum() / by["n"].sum()
+    )  # fmt: skip
+    last = found[found["tasks"].eq(found["tasks"].max())]
+    right = 100 * last.set_index(["router", "seed"])["right"]
+    ax = plotting.panels(1, 1, plotting.WIDEST, 4.2)[0]
+    order = list(found["router"].unique())
+    ends = pd.DataFrame({"x": moved, "y": right})
+    mean, low, high = (getattr(ends.groupby("router"), end)() for end in ("mean", "min", "max"))
+    for one in plotting.styles(order):
+        x, y = mean.loc[one["label"]]
+        bar = {"color": one["color"], "lw": 1.6, "zorder": 1}
+        ax.hlines(y, low["x"][one["label"]], high["x"][one["label"]], **bar)
+        ax.vlines(x, low["y"][one["label"]], high["y"][one["label"]], **bar)
+        ax.plot(x, y, linestyle="none", markersize=9, **one, **plotting.EDGE)
+    ax.set_xlabel("texts sent elsewhere when a task is added (%)")
+    ax.set_ylabel("texts sent to their own frame, all tasks known (%)")
+    ax.grid(alpha=0.3)
+    ax.margins(0.1)
+    ax.legend(**plotting.BESIDE)
+    plotting.titled(ax, "What stable answers cost")
+    first, free = mean.loc["gate, root first"], mean.loc["gate"]
+    best = mean["y"].idxmax()
+    answer = f"With the oldest frame first {first['x']:.1f} % of the texts move when a task is "
+    answer += f"added, and {first['y']:.1f} % end at their own frame; of the same router without "
+    answer += f"that rule {free['x']:.1f} and {free['y']:.1f} %, of {best} {mean['x'][best]:.1f} "
+    answer += f"and {mean['y'][best]:.1f} %."
+    alt = "A mark a router: the share of texts that move against the share that is right."
+    look = "Up and to the left is better. What moves with the oldest frame first is texts that no "
+    look += "frame had accepted." + ends_said(found)
+    return Drawn(ax, answer, alt, look, seeds)
+
+
+def bandit(run: Run) -> Drawn:
+    """What a router learns that is told only whether its answer was right."""
+    found = files(run, "bandit.csv")
+    blocks = found.groupby(["block", "seed"])[["texts", "right"]].mean().groupby("block")
+    mean, low, high = blocks.mean(), blocks["right"].min(), blocks["right"].max()
+    table = pd.DataFrame(
+        {"texts": mean["texts"], "percent": 100 * mean["right"], "low": 100 * low,
+         "high": 100 * high, "what": "bandit, while it learns"}
+    )  # fmt: skip
+    ax = plotting.panels(1, 1, plotting.WIDEST, 3.8)[0]
+    how = {"by": "what", "title": "Routing by feedback on answers alone", "legend": False}
+    plotting.curves(table, "texts", "percent", "texts answered so far", "right answers (%)", ax,
+                    **how)  # fmt: skip
+    who = run.metrics[run.metrics["metric"].eq("right_answers")].set_index("split")["value"]
+    said = {"bandit": "bandit, afterwards", "gate": "gate", "told": "told the task",
+            "any": "a frame at random"}  # fmt: skip
+    for (key, label), line in zip(said.items(), ("--", "-.", ":", (0, (1, 4))), strict=True):
+        color = plotting.styles(["", *said.values()])[list(said).index(key) + 1]["color"]
+        ax.axhline(100 * who[key], color=color, ls=line, label=label)
+    ax.legend(**plotting.BESIDE)
+    answer = f"After {mean['texts'].iloc[-1]:.0f} texts, each answered and marked right or wrong, "
+    answer += f"a bandit sends texts to frames that answer {100 * who['bandit']:.1f} % rightly; "
+    answer += f"the gate, which read whose texts they are, {100 * who['gate']:.1f} %, and told the "
+    answer += f"task {100 * who['told']:.1f} %."
+    alt = "The share of right answers against the texts answered, with lines for the other ways."
+    look = "Lines that lie flat are on the evaluation rows." + ends_said(found, "Band")
+    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
 
 
 def loops(run: Run) -> Drawn:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.special import logsumexp
 from scipy.stats import entropy
 from sklearn.metrics import roc_auc_score
 
+from .. import training
 from ..backbones import Backbone
+from ..config import TrainingConfig
 from ..conformal import Martingale, simes
 from ..progress import progress
 from ..reuse import NOBODY, LearnerLoop
@@ -30,40 +34,90 @@ _OUT_OF_SCOPE = 1000  # evaluation rows; fewer where there are fewer
 
 
 class Once:
-    """A backbone for routers that read pooled states: it runs no text twice."""
+    """A backbone for routers that read its states: it runs no text twice, at one length.
 
-    def __init__(self, backbone: Backbone):
-        self.backbone, self._pooled = backbone, {}
+    sketched: whose adapter's shape `gradient_sketches` are taken at; None: there are none.
+    """
+
+    def __init__(self, backbone: Backbone, sketched: TrainingConfig | None = None):
+        self.backbone, self.sketched = backbone, sketched
+        self._known: dict[tuple, np.ndarray] = {}
 
     def __getattr__(self, name: str):
         return getattr(self.backbone, name)
 
     def pooled(self, texts: Sequence[str], max_length: int, first: int) -> np.ndarray:
         """`Backbone.pooled`."""
-        new = [t for t in dict.fromkeys(texts) if (t, max_length, first) not in self._pooled]
-        if new:
-            rows = self.backbone.pooled(new, max_length, first)
-            self._pooled |= {(t, max_length, first): r for t, r in zip(new, rows, strict=True)}
-        return np.array([self._pooled[text, max_length, first] for text in texts])
+        return self._rows(texts, self.backbone.pooled, max_length, first)
+
+    def embed(self, texts: Sequence[str], max_length: int = 160) -> np.ndarray:
+        """`Backbone.embed`."""
+        return self._rows(texts, self.backbone.embed, max_length)
+
+    def sketches(self, texts: Sequence[str]) -> np.ndarray:
+        """`gradient_sketches`."""
+        return self._rows(texts, lambda new: gradient_sketches(self.backbone, new, self.sketched))
+
+    def _rows(self, texts: Sequence[str], run: Callable, *how) -> np.ndarray:
+        key = (getattr(run, "__name__", ""), *how)
+        if new := [t for t in dict.fromkeys(texts) if (t, *key) not in self._known]:
+            self._known |= {(t, *key): r for t, r in zip(new, run(new, *how), strict=True)}
+        return np.array([self._known[text, *key] for text in texts])
+
+
+def gradient_sketches(
+    backbone: Backbone, texts: Sequence[str], config: TrainingConfig, width: int = 256
+) -> np.ndarray:
+    """Where each text would pull a fresh adapter, float32 (n, width), rows of length 1.
+
+    The gradient of one random readout of the features with respect to every B of a new adapter of
+    that shape, which are zero, as a count sketch (Charikar, Chen and Farach-Colton 2002). No label
+    is read. Texts run one by one.
+    """
+    backbone.attach(
+        config.lora_r, config.lora_alpha, backbone.layer_number(config.first_adapted_layer)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone.reset_lora()
+        learned = [p for name, p in backbone.lora_parameters.items() if ".lora_B." in name]
+        size, device = sum(p.numel() for p in learned), backbone.device
+        place = torch.randint(width, (size,)).to(device)
+        sign = (2.0 * torch.randint(2, (size,)) - 1).to(device)
+        readout = torch.randn(backbone.hidden_size).to(device)
+    found = np.empty((len(texts), width), dtype=np.float32)
+    inputs = backbone.inputs(texts, config.max_length)
+    with training.trainable(learned):
+        for i, row in enumerate(progress(inputs, "gradient sketches", "text")):
+            padded = training.pad([row], backbone.pad_id, device)
+            gradients = torch.autograd.grad(backbone.features(*padded)[0] @ readout, learned)
+            flat = torch.cat([g.float().flatten() for g in gradients])
+            found[i] = torch.zeros(width, device=device).index_add_(0, place, flat * sign).cpu()
+    return unit(found)
 
 
 class Pool:
     """Some known tasks, and every way to say how strange a text is to all of them together.
 
-    texts: task -> routing texts. Every second one is a reference, for the gate and for the SVM on
-    n-grams whose scores are compared with it; the others calibrate every threshold.
+    texts: task -> routing texts. Every second one is a reference, for the gate and for what its
+    scores are compared with; the others calibrate every threshold. gate_alone: nothing else.
     """
 
-    def __init__(self, texts: Mapping[str, Sequence[str]], backbone: Once, svm: bool = True):
+    def __init__(self, texts: Mapping[str, Sequence[str]], backbone: Once, gate_alone=False):
         names = [name for name, own in texts.items() for _ in own]
         self.gate = GateRouter(backbone).fit([t for own in texts.values() for t in own], names)
         self.references = np.vstack([region.rows[::2] for region in self.gate._regions])
         self.whole = _Region(np.repeat(self.references, 2, axis=0))
-        self.svm = HybridSVMRouter() if svm and len(texts) > 1 else None
-        if self.svm is not None:
-            halves = {name: own[::2] for name, own in texts.items()}
-            names = [name for name, own in halves.items() for _ in own]
-            self.svm.fit([t for own in halves.values() for t in own], names)
+        if gate_alone:
+            return
+        halves = {name: own[::2] for name, own in texts.items()}
+        rows = [t for own in halves.values() for t in own]
+        names = [name for name, own in halves.items() for _ in own]
+        self.sketches = backbone.sketches(rows) if backbone.sketched else None
+        self.svm = self.profiles = None
+        if len(texts) > 1:
+            self.svm = HybridSVMRouter().fit(rows, names)
+            self.profiles = ProfileRouter(backbone, epochs=5, temperature=1.0).fit(rows, names)
         self.held = [t for own in texts.values() for t in own[1::2]]
         self.calibration = self.strangeness(self.held, own=False)
 
@@ -76,16 +130,17 @@ class Pool:
         found["Mahalanobis"] = distances.min(1)
         whole = np.square(self.whole.white(features)).sum(1)
         found["relative Mahalanobis"] = (distances - whole[:, None]).min(1)
-        near = np.sort(features @ unit(self.references).T, axis=1)[:, -NEIGHBOURS:]
-        found["nearest neighbours"] = -near.mean(1)
+        found["nearest neighbours"] = -_nearest(features, unit(self.references))
+        if self.sketches is not None:
+            mine = self.gate.backbone.sketches(texts)
+            found["gradient sketches"] = -_nearest(mine, self.sketches)
         if self.svm is not None:
             scores = self.svm.decision_function(texts)
             chances = self.svm.probabilities(scores)
-            ordered = np.sort(scores, axis=1)
-            found["softmax, with temperature"] = -chances.max(1)
-            found["entropy"] = entropy(chances, axis=1)
-            found["energy"] = -logsumexp(scores / self.svm.temperature_, axis=1)
-            found["SVM margin"] = ordered[:, -2] - ordered[:, -1]
+            found |= {f"SVM: {how}": each for how, each in doubts(chances).items()}
+            found["SVM: energy"] = -logsumexp(scores / self.svm.temperature_, axis=1)
+            chances = self.profiles.predict_proba(texts)
+            found |= {f"profiles: {how}": each for how, each in doubts(chances).items()}
         return pd.DataFrame(found)
 
     def limits(self, alpha: float = ALPHA) -> pd.Series:
@@ -93,6 +148,22 @@ class Pool:
         limits = self.calibration.quantile(1 - alpha)
         limits["p-value"] = -alpha
         return limits
+
+
+def _nearest(features: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Mean cosine of each row, (n,), to the nearest references; all of length 1."""
+    return np.sort(features @ references.T, axis=1)[:, -NEIGHBOURS:].mean(1)
+
+
+def doubts(chances: np.ndarray) -> dict[str, np.ndarray]:
+    """How unsure probabilities (n, frames) are, in three ways, larger is less sure: of the largest,
+    as entropy in units of the largest entropy, and by the margin of the two largest."""
+    ordered = np.sort(chances, axis=1)
+    return {
+        "softmax": -ordered[:, -1],
+        "entropy": entropy(chances, axis=1) / np.log(chances.shape[1]),
+        "margin": ordered[:, -2] - ordered[:, -1],
+    }
 
 
 def texts_of(stream: Sequence[TaskData], split: str) -> dict[str, list[str]]:
@@ -155,7 +226,7 @@ def groups(
     """How often a group of texts of one task is called novel, at `ALPHA`: with its task among the
     known ones (false_novel), and without (detected). A row a task, size and test."""
     rng, found = np.random.default_rng(seed), []
-    gate = Pool(texts_of(stream, "router"), backbone, svm=False).gate
+    gate = Pool(texts_of(stream, "router"), backbone, gate_alone=True).gate
     for data in progress(stream, "groups of texts", "task"):
         own = list(gate.classes_).index(data.name)
         asked = data.texts("eval")
@@ -195,22 +266,41 @@ def slide(
     parts: small tasks -> texts, two thirds of them to fit, the rest to ask. Columns: confidence,
     the mean of the largest softmax over cosines (`ProfileRouter`, temperature 1); reused, the share
     of texts whose confidence passes 0.4; false_novel, the share that the gate calls novel; all of
-    texts whose task is in the pool.
+    texts whose task is in the pool. detected: of the texts of all other parts, NaN for none.
+
+    For each of `doubts` half of the texts asked set a threshold at `ALPHA`. `..._fixed` and
+    `..._adapted`: shares of the other half that are called novel by the threshold of the first size
+    and by this size's own; `..._detected`: of the other parts, by its own.
     """
-    rng, found = np.random.default_rng(seed), []
+    rng, first, found = np.random.default_rng(seed), {}, []
     order = rng.permutation(list(parts))
+    ends = {name: 2 * len(own) // 3 for name, own in parts.items()}
     for size in progress(list(sizes), "pool sizes", "size"):
-        chosen = {name: list(parts[name]) for name in order[:size]}
-        ends = {name: 2 * len(own) // 3 for name, own in chosen.items()}
-        names = [name for name, end in ends.items() for _ in range(end)]
-        fitted = [t for name, own in chosen.items() for t in own[: ends[name]]]
-        asked = [t for name, own in chosen.items() for t in own[ends[name] :]]
+        names = [name for name in order[:size] for _ in range(ends[name])]
+        fitted = [t for name in order[:size] for t in parts[name][: ends[name]]]
+        asked, foreign = (
+            [t for name in some for t in parts[name][ends[name] :]]
+            for some in (order[:size], order[size:])
+        )
         profile = ProfileRouter(backbone, epochs=5, temperature=1.0).fit(fitted, names)
-        confidence = profile.predict_proba(asked).max(1)
-        novel = GateRouter(backbone, alpha=ALPHA).fit(fitted, names).route(asked)["fallback"]
-        found.append((size, len(asked), confidence.mean(), np.mean(confidence >= 0.4),
-                      novel.mean()))  # fmt: skip
-    return pd.DataFrame(found, columns=["size", "n", "confidence", "reused", "false_novel"])
+        gate = GateRouter(backbone, alpha=ALPHA).fit(fitted, names)
+        chances = profile.predict_proba(asked)
+        row = {
+            "size": size,
+            "n": len(asked),
+            "confidence": chances.max(1).mean(),
+            "reused": np.mean(chances.max(1) >= 0.4),
+            "false_novel": gate.route(asked)["fallback"].mean(),
+            "detected": gate.route(foreign)["fallback"].mean() if foreign else np.nan,
+        }
+        novel = doubts(profile.predict_proba(foreign)) if foreign else {}
+        for rule, doubt in doubts(chances).items():
+            limit = np.quantile(doubt[::2], 1 - ALPHA)
+            row[f"{rule}_fixed"] = np.mean(doubt[1::2] > first.setdefault(rule, limit))
+            row[f"{rule}_adapted"] = np.mean(doubt[1::2] > limit)
+            row[f"{rule}_detected"] = np.mean(novel[rule] > limit) if foreign else np.nan
+        found.append(row)
+    return pd.DataFrame(found)
 
 
 def most_confident(frames: int) -> float:
@@ -229,7 +319,7 @@ def drift(
     """How many texts are sent elsewhere because a router was fitted with more tasks: a row a router
     and step, of the evaluation texts of all tasks known a step before. Columns: router, tasks, n,
     moved (share sent to another frame than a step before), moved_right (share sent rightly before
-    and wrongly now)."""
+    and wrongly now), right (share sent to their own frame now)."""
     routing, asked, found = texts_of(stream, "router"), texts_of(stream, "eval"), []
     names = list(routing)
     for kind in progress(list(routers), "routing drift", "router"):
@@ -245,9 +335,74 @@ def drift(
                 truth = np.repeat(known[:-1], [len(asked[k]) for k in known[:-1]])
                 moved = now != before
                 lost = moved & (before == truth)
-                found.append((kind, step, len(now), moved.mean(), lost.mean()))
+                shares = moved.mean(), lost.mean(), np.mean(now == truth)
+                found.append((kind, step, len(now), *shares))
             before = picks
-    return pd.DataFrame(found, columns=["router", "tasks", "n", "moved", "moved_right"])
+    columns = ["router", "tasks", "n", "moved", "moved_right", "right"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def bandit(
+    features: np.ndarray, right: np.ndarray, explore: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """A router that is told only whether the answer was right: LinUCB with disjoint linear models
+    (Li et al. 2010, algorithm 1).
+
+    features (n, d), of length 1; right (n, frames), whether a frame's answer is; explore: the
+    width of the bonus (alpha there). Returns the picks (n,), in order, each made before its answer
+    is known, and the weights (frames, d) that were learned.
+    """
+    frames, width = right.shape[1], features.shape[1]
+    inverse, seen = np.tile(np.eye(width), (frames, 1, 1)), np.zeros((frames, width))
+    picks = np.empty(len(features), dtype=int)
+    for i, x in enumerate(features.astype(float)):
+        spread = inverse @ x  # (frames, d)
+        value = (spread * seen).sum(1)  # x A^-1 b, A symmetric
+        picks[i] = k = (value + explore * np.sqrt(spread @ x)).argmax()
+        inverse[k] -= np.outer(spread[k], spread[k]) / (1 + spread[k] @ x)  # Sherman and Morrison
+        seen[k] += right[i, k] * x
+    return picks, np.einsum("kij,kj->ki", inverse, seen)
+
+
+def feedback(
+    stack: SkillStack, stream: Sequence[TaskData], gate: GateRouter, seed: int = 0, block: int = 64
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """A `bandit` over a stack's frames: it answers the routing texts of all tasks in random order
+    and is told of each answer whether it was right, reading what the gate reads.
+
+    Returns the share of right answers in each block of texts (columns block, texts so far, right),
+    and shares of right answers to the evaluation rows: of the bandit as it was left, of the gate,
+    of each task's own frame (told), and the mean over frames (any).
+    """
+    texts, right = (
+        {split: make(split) for split in ("router", "eval")}
+        for make in (lambda split: [t for data in stream for t in data.texts(split)],
+                     lambda split: _right_answers(stack, stream, split))
+    )  # fmt: skip
+    order = np.random.default_rng(seed).permutation(len(texts["router"]))
+    features = {split: gate._features(own) for split, own in texts.items()}
+    picks, weights = bandit(features["router"][order], right["router"][order])
+    answered = right["router"][order, picks]
+    blocks = [(k // block, min(k + block, len(order)), answered[k : k + block].mean())
+              for k in range(0, len(order), block)]  # fmt: skip
+    names, rows = [frame.name for frame in stack.frames], np.arange(len(texts["eval"]))
+    ways = {
+        "bandit": (features["eval"] @ weights.T).argmax(1),
+        "gate": [names.index(name) for name in gate.predict(texts["eval"])],
+        "told": [names.index(data.name) for data in stream for _ in range(len(data.eval))],
+    }
+    said = {way: right["eval"][rows, chosen].mean() for way, chosen in ways.items()}
+    table = pd.DataFrame(blocks, columns=["block", "texts", "right"])
+    return table, said | {"any": right["eval"].mean()}
+
+
+def _right_answers(stack: SkillStack, stream: Sequence[TaskData], split: str) -> np.ndarray:
+    """Whether each frame answers each text by the right label name, (n, frames)."""
+    texts = [text for data in stream for text in data.texts(split)]
+    true = np.array([d.task.label_names[k] for d in stream for k in d.labels(split)], dtype=object)
+    return np.column_stack(
+        [stack.predict(texts, frame.name).label_names == true for frame in stack.frames]
+    )
 
 
 # ---------------------------------------------------------------------- a stream without names
@@ -281,9 +436,10 @@ def judge(loop: LearnerLoop, stream: Sequence[TaskData]) -> pd.DataFrame:
 
 
 def unnamed(stream: Sequence[TaskData]) -> dict[str, list[TaskData]]:
-    """Three streams of batches from one of tasks: ``returning``, three unlike tasks and then more
-    rows of the same; ``near``, the largest family of tasks with the same labels; ``far``, the first
-    task of every set of labels. Those that would have one batch are left out."""
+    """Streams of batches from one of tasks: ``returning``, three unlike tasks and then more rows of
+    the same; ``near``, the largest family of tasks with the same labels; ``far``, the first task of
+    every set of labels; ``whole``, all tasks, where they are at most eight. Those that would have
+    one batch are left out."""
     families: dict[frozenset, list[TaskData]] = {}
     for data in stream:
         families.setdefault(frozenset(data.task.label_names), []).append(data)
@@ -293,8 +449,39 @@ def unnamed(stream: Sequence[TaskData]) -> dict[str, list[TaskData]]:
         "returning": [half[k] for k in (0, 1) for half in halves],
         "near": max(families.values(), key=len),
         "far": far,
-    }
+    } | ({"whole": list(stream)} if len(stream) <= 8 else {})
     return {name: batches for name, batches in streams.items() if len(batches) > 1}
+
+
+def odd(data: TaskData) -> dict[str, TaskData]:
+    """Batches that are no ordinary ones, made of one that a loop has learned."""
+
+    def changed(change: Callable[[pd.DataFrame], pd.DataFrame]) -> TaskData:
+        parts = {split: change(getattr(data, split)) for split in ("train", "router")}
+        return dataclasses.replace(data, **parts)
+
+    def worded(how: Callable[[str], str]) -> TaskData:
+        return changed(lambda rows: rows.assign(text=rows["text"].map(how)))
+
+    german = (f"{opening} {word}." for word in _GERMAN for opening in _OPENINGS)
+    other = dict(zip(sorted({*data.train["text"], *data.router["text"]}),
+                     itertools.cycle(german), strict=False))  # fmt: skip
+    return {
+        "the same again": data,
+        "16 rows": changed(lambda rows: rows.groupby("label").head(8)),
+        "one class": changed(lambda rows: rows[rows["label"] == 0]),
+        "labels shuffled": changed(
+            lambda rows: rows.assign(label=rows["label"].sample(frac=1, random_state=0).to_numpy())
+        ),
+        "German": worded(other.__getitem__),
+        "texts of one word": worded(lambda text: (text.split() or [text])[0]),
+        "first half of each text": worded(lambda text: text[: max(1, len(text) // 2)]),
+    }
+
+
+_GERMAN = ("großartig", "langweilig", "viel zu lang", "wunderbar gespielt", "eine Enttäuschung",
+           "besser als erwartet", "nichts für mich", "sehenswert", "schlecht", "gut")  # fmt: skip
+_OPENINGS = ("Der Film war", "Das Buch ist", "Die Serie bleibt", "Mein Urteil:", "Am Ende doch")
 
 
 def played(loop: LearnerLoop, batches: Sequence[TaskData]) -> tuple[pd.DataFrame, pd.DataFrame]:
