@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -39,7 +40,10 @@ def run_of(**tables):
 
 SLIDE = pd.DataFrame(
     {"size": [2, 16], "n": [10, 80], "confidence": [0.6, 0.1], "reused": [1.0, 0.0],
-     "false_novel": [0.02, 0.01]}
+     "false_novel": [0.02, 0.01], "detected": [0.8, np.nan]}
+    | {f"{rule}_{which}": [at, {"fixed": 0.9, "adapted": at, "detected": np.nan}[which]]
+       for rule, at in (("softmax", 0.05), ("entropy", 0.06), ("margin", 0.1))
+       for which in ("fixed", "adapted", "detected")}
 )  # fmt: skip
 LEFT = pd.DataFrame(
     [("p-value", "a", False, 0.9, 0.3, 0.02, 0.4), ("energy", "a", False, 0.8, 0.4, 0.05, 0.3),
@@ -91,13 +95,51 @@ def test_groups_are_drawn_by_test():
     assert [ax.get_title("left") for ax in drawn.figure.axes] == ["together", "Simes"]
 
 
-def test_drift_is_weighted_by_texts():
-    drift = pd.DataFrame(
-        [("x", 3, 10, 0.1, 0.0), ("x", 4, 30, 0.3, 0.1)],
-        columns=["router", "tasks", "n", "moved", "moved_right"],
+def test_thresholds_that_stay_break():
+    drawn = reuse.thresholds(run_of(slide=SLIDE))
+    assert drawn.answer == (
+        "Kept as set with 2 tasks, a threshold on the largest softmax calls 90 % of known texts "
+        "novel with 16 tasks; set anew, 5.0 %. With 2 tasks the margin then finds 10 % of the "
+        "texts of unknown tasks, the p-value 80 %."
     )
-    table = reuse.drift_table(run_of(drift=drift))
-    assert table.loc["x"].to_list() == ["25.00", "7.50"]
+    kept, _, found = drawn.figure.axes
+    ends = {line.get_label(): line.get_ydata()[-1] for line in kept.lines}
+    asked = ends.pop("α, what was asked for")
+    assert asked == 5 and ends == pytest.approx(
+        dict.fromkeys(reuse.RULES.values(), 90) | {"p-value": 1}
+    )
+    assert {len(line.get_ydata()) for line in found.lines} == {1}  # NaN is no point
+
+
+def test_drift_is_weighted_by_texts_and_drawn_with_its_price():
+    rows = [("gate", 3, 10, 0.1, 0.0, 0.8), ("gate", 4, 30, 0.3, 0.1, 0.7),
+            ("gate, root first", 3, 10, 0.0, 0.0, 0.5),
+            ("gate, root first", 4, 30, 0.1, 0.0, 0.4),
+            ("trunk", 4, 10, 0.5, 0.1, 0.9)]  # fmt: skip
+    columns = ["router", "tasks", "n", "moved", "moved_right", "right"]
+    run = run_of(drift=pd.DataFrame(rows, columns=columns))
+    assert reuse.drift_table(run).loc["gate"].to_list() == ["25.00", "7.50"]
+    drawn = reuse.price(run)
+    assert drawn.answer == (
+        "With the oldest frame first 7.5 % of the texts move when a task is added, and 40.0 % end "
+        "at their own frame; of the same router without that rule 25.0 and 70.0 %, of trunk 50.0 "
+        "and 90.0 %."
+    )
+
+
+def test_a_bandit_is_drawn_beside_those_who_are_told():
+    blocks = pd.DataFrame({"block": [0, 1], "texts": [64, 128], "right": [0.4, 0.6]})
+    rows = [("right_answers", way, share) for way, share in
+            (("bandit", 0.7), ("gate", 0.8), ("told", 0.9), ("any", 0.3))]  # fmt: skip
+    metrics = pd.DataFrame(rows, columns=["metric", "split", "value"])
+    drawn = reuse.bandit(run_of(bandit=blocks, metrics=metrics))
+    assert drawn.answer == (
+        "After 128 texts, each answered and marked right or wrong, a bandit sends texts to frames "
+        "that answer 70.0 % rightly; the gate, which read whose texts they are, 80.0 %, and told "
+        "the task 90.0 %."
+    )
+    heights = [line.get_ydata()[0] for line in drawn.figure.lines]
+    assert heights == pytest.approx([40, 70, 80, 90, 30])
 
 
 def test_out_of_scope_is_a_sentence_where_there_is_some():

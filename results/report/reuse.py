@@ -26,7 +26,7 @@ from .base import (
 POLICIES = {"loop": "the loop", "create": "always create", "reuse": "always reuse",
             "oracle": "oracle"}  # fmt: skip
 KINDS = {True: "near", False: "far"}
-RULES = {"softmax": "largest softmax", "entropy": "entropy", "margin": "margin of the best two"}
+RULES = {"softmax": "the largest softmax", "entropy": "the entropy", "margin": "the margin"}
 _NOTE = "near: another known task has the same labels, so that its frame could be reused"
 
 # ---------------------------------------------------------------------- tables
@@ -262,7 +262,7 @@ def price(run: Run) -> Drawn:
     ax.legend(**plotting.BESIDE)
     plotting.titled(ax, "What stable answers cost")
     first, free = mean.loc["gate, root first"], mean.loc["gate"]
-    best = mean["y"].idxmax()
+    best = mean["y"].drop(["gate", "gate, root first"]).idxmax()
     answer = f"With the oldest frame first {first['x']:.1f} % of the texts move when a task is "
     answer += f"added, and {first['y']:.1f} % end at their own frame; of the same router without "
     answer += f"that rule {free['x']:.1f} and {free['y']:.1f} %, of {best} {mean['x'][best]:.1f} "
