@@ -378,14 +378,14 @@ def test_the_cost_figure_adds_the_router_to_all_that_need_it():
 @pytest.mark.parametrize("name", baselines.TABLES)
 def test_tables_of_the_committed_runs_have_at_most_eight_columns(name, committed):
     entry = baselines.TABLES[name]
-    table = entry.make(pages.runs_of(entry, committed))
+    table = entry.make(base.runs_of(entry, committed))
     who = "who" in table.index.names
     ours = table.loc["measured here"] if who else table
     assert len(ours) and ours.index.nlevels + ours.shape[1] <= 8
 
 
 def test_the_stack_of_the_committed_table_is_the_mean_of_its_runs(committed):
-    found = pages.runs_of(baselines.TABLES["baselines_accuracy"], committed)
+    found = base.runs_of(baselines.TABLES["baselines_accuracy"], committed)
     table = baselines.accuracy_table(found, "hard8").loc["measured here"]
     for metric, column in (("routed", "routed (%)"), ("mixed", "mixed (%)")):
         stack = found[found["method"].eq("frames") & found["metric"].eq(metric)]
@@ -396,7 +396,7 @@ def test_the_stack_of_the_committed_table_is_the_mean_of_its_runs(committed):
 
 def test_the_committed_numbers_follow_from_the_predictions_that_were_kept(committed):
     """Anybody can compute them again without a model: told the task, routed and mixed."""
-    found = pages.runs_of(baselines.TABLES["baselines_accuracy"], committed)
+    found = base.runs_of(baselines.TABLES["baselines_accuracy"], committed)
     for run_id in found["run_id"].unique():
         run = read_run(placed("results/runs") / run_id)
         if run.method not in ("frames", "ewc", "joint"):

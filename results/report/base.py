@@ -49,6 +49,24 @@ class Figure(NamedTuple):
     router: str = ""  # of the runs, where several were used
 
 
+def runs_of(entry: Table | Figure, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `load_runs` that a table or a figure is made of."""
+    where = {column: getattr(entry, column) for column in ("notebook", "preset", "model")}
+    found = runs[meant(runs, where)]
+    budget = found["budget"].str
+    recipe = budget.contains("train_on_router False")
+    if entry.first != ANY:
+        recipe &= budget.endswith(f"first_adapted_layer {entry.first}")
+    if entry.router:
+        recipe &= budget.startswith(f"router {entry.router},")
+    if getattr(entry, "methods", ()):
+        recipe &= found["method"].isin(entry.methods)
+    found = found[recipe]
+    if not len(found):
+        raise SkillStackError(f"no run of {entry.notebook} on {entry.preset}")
+    return found
+
+
 # ---------------------------------------------------------------------- what a cell says
 
 

@@ -18,14 +18,14 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from skillstack_helpers.errors import SkillStackError, checked_name
+from skillstack_helpers.errors import checked_name
 from skillstack_helpers.files import read_json, write_atomic
 from skillstack_helpers.lab.display import Drawn, markdown_table, png
 from skillstack_helpers.lab.runs import load_runs, placed, read_facts, read_run, repo_root
 from skillstack_helpers.progress import progress
 
-from . import baselines, bitstack, compression, generalization, generation, routers, streams
-from .base import ANY, Figure, Table, meant
+from . import baselines, bitstack, claims, compression, generalization, generation, routers, streams
+from .base import Figure, Table, runs_of
 
 TOPICS = {  # page -> module; in the order of the notebooks
     "streams": streams,
@@ -45,24 +45,6 @@ BADGES = {
 PLACES = {"data_dir", "output_dir", "source", "dtype", "device"}  # not in a command that is shown
 
 # ---------------------------------------------------------------------- tables
-
-
-def runs_of(entry: Table | Figure, runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `load_runs` that a table or a figure is made of."""
-    where = {column: getattr(entry, column) for column in ("notebook", "preset", "model")}
-    found = runs[meant(runs, where)]
-    budget = found["budget"].str
-    recipe = budget.contains("train_on_router False")
-    if entry.first != ANY:
-        recipe &= budget.endswith(f"first_adapted_layer {entry.first}")
-    if entry.router:
-        recipe &= budget.startswith(f"router {entry.router},")
-    if getattr(entry, "methods", ()):
-        recipe &= found["method"].isin(entry.methods)
-    found = found[recipe]
-    if not len(found):
-        raise SkillStackError(f"no run of {entry.notebook} on {entry.preset}")
-    return found
 
 
 def table_block(name: str, runs: pd.DataFrame) -> str:
@@ -303,6 +285,7 @@ def make() -> dict[str, bytes]:
             "table": lambda name: table_block(name, runs),
             "figure": lambda name, up=up: figure_block(name, *drawn[name], up),
             "answer": lambda name: sentence(drawn[name][0].answer),
+            "claims": lambda _: claims.page(runs),
             "notebooks": lambda _, up=up: notebooks_block(up, drawn, runs),
             "output": lambda name: "```\n" + "\n".join(shown(committed(name), "…")) + "\n```",
         }
