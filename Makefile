@@ -55,6 +55,11 @@ test: lint
 gallery: .venv/.installed
 	$(BIN)/python results/report gallery
 
+# Figures as PNG and PDF and tables as Markdown and LaTeX, in paper/, from the committed runs.
+figures: .venv/.installed
+	$(BIN)/papermill notebooks/12_paper_figures.ipynb paper.ipynb -p output_dir paper
+	mkdir -p paper && mv paper.ipynb paper/
+
 # One table of ratios, benchmarks/bench.md; BENCH="--rows mixed answer" measures some rows alone.
 bench: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py $(BENCH)

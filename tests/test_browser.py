@@ -273,6 +273,7 @@ GIVEN = {  # what a notebook needs beside that to be done in seconds
     "08_generative_probe": {"lr": 0.01},
     "09_skill_generalization": {},
     "10_reuse_or_create": {"preset": "adaptive3", "n_train": 9},
+    "12_paper_figures": {"topics": "bitstack"},
 }
 
 
@@ -286,6 +287,8 @@ def lab(demo, model_dirs, decoders, data_dir, tmp_path_factory):
         given |= GIVEN.get(name, {"preset": "adaptive3"})
         if name == "11_inspect_frames":
             given = {"output_dir": demo}
+        if name == "12_paper_figures":
+            given = {**GIVEN[name], "output_dir": root / "paper"}
         given = {key: str(v) if isinstance(v, Path) else v for key, v in given.items()}
         source = ROOT / "notebooks" / f"{name}.ipynb"
         papermill.execute_notebook(source, root / source.name, given, prepare_only=True)

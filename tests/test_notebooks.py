@@ -48,7 +48,9 @@ def cells_twice(name, out, parameters) -> Path:
     return path
 
 
-def papermill(name, out, cwd=ROOT / "notebooks", data_dir=None, twice=False, **parameters):
+def papermill(
+    name, out, cwd=ROOT / "notebooks", data_dir=None, twice=False, env=None, **parameters
+):
     given = TINY | {"output_dir": str(out / "runs")} | parameters
     path = ROOT / "notebooks" / f"{name}.ipynb"
     path = cells_twice(name, out, given) if twice else path
@@ -56,7 +58,9 @@ def papermill(name, out, cwd=ROOT / "notebooks", data_dir=None, twice=False, **p
     command += [os.path.relpath(path, cwd), str(out / "out.ipynb")]
     for key, value in given.items():
         command += ["-p", key, str(value)]
-    env = ENV | {"OMP_NUM_THREADS": "1"}  # as the committed run: sums are added in one order
+    env = (
+        ENV | {"OMP_NUM_THREADS": "1"} | (env or {})
+    )  # as the committed run: sums are added in one order
     if data_dir:
         env["SKILLSTACK_DATA"] = str(data_dir)
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
@@ -335,6 +339,28 @@ def test_reuse_notebook_measures_who_notices(tmp_path, model_dirs, data_dir):
     assert figures(tmp_path) == 2 * 7
     assert "sent elsewhere" in shown_tables(tmp_path) and "Gemma-2B" in shown_tables(tmp_path)
     assert "files left of it: []" in printed(tmp_path)
+
+
+def test_paper_notebook_draws_without_torch(tmp_path):
+    folder = tmp_path / "torch"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("raise ImportError('no torch here')")
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    given = {"topics": "bitstack", "output_dir": str(tmp_path / "paper")}
+    done = papermill("12_paper_figures", tmp_path, ROOT, env=path, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {path.name for path in (tmp_path / "paper").iterdir()}
+    names = ["reproduced", *pages.TOPICS["bitstack"].FIGURES]
+    tables = [
+        f"{name}.{kind}" for name in pages.TOPICS["bitstack"].TABLES for kind in ("md", "tex")
+    ]
+    assert found == {f"{n}.{kind}" for n in names for kind in ("png", "pdf")} | {
+        "reproduced.tex", *tables,
+    }  # fmt: skip
+    assert figures(tmp_path) == len(names)
+    committed = (ROOT / "figures" / "bitstack_tasks.png").read_bytes()
+    assert (tmp_path / "paper" / "bitstack_tasks.png").read_bytes() == committed
+    assert "\\begin{tabular}" in (tmp_path / "paper" / tables[1]).read_text()
 
 
 def test_generative_notebook_writes_and_remembers(tmp_path, decoders, data_dir):

@@ -42,13 +42,13 @@ ROWS = pd.DataFrame(
     [(1, "a", "x", 0.5), (1, "b", "x", 0.7), (1, "", "x", 0.1), (1, "a", "y", 0.4),
      (1, "b", "y", 0.9), (2, "a", "x", 0.6), (2, "", "z", 0.3)],
     columns=["seed", "eval_task", "method", "value"],
-)  # fmt: skip
+).assign(preset="p")  # fmt: skip
 
 
 def test_gaps_are_paired_by_seed_and_task():
     found = gap(ROWS, ({"method": "x"}, {"method": "y"}))
-    assert found.to_dict() == pytest.approx({(1, "a"): 10.0, (1, "b"): -20.0})
-    assert gap(ROWS, ({"method": "z"}, None)).to_dict() == {(2, ""): 30.0}
+    assert found.to_dict() == pytest.approx({(1, "p", "a"): 10.0, (1, "p", "b"): -20.0})
+    assert gap(ROWS, ({"method": "z"}, None)).to_dict() == {(2, "p", ""): 30.0}
     with pytest.raises(SkillStackError, match="two numbers for one seed and task"):
         gap(pd.concat([ROWS, ROWS]), ({"method": "x"}, None))
 

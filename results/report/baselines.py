@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 
 from skillstack_helpers.lab import plotting
-from skillstack_helpers.lab.comparison import VALIDATION_ROWS
 from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name, style
-from skillstack_helpers.lab.parameters import METHODS
+from skillstack_helpers.lab.parameters import METHODS, VALIDATION_ROWS
 from skillstack_helpers.lab.runs import Run, read_run
 
 from .base import (

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ast
 import base64
+import io
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import nbformat
@@ -20,7 +21,7 @@ import pandas as pd
 
 from skillstack_helpers.errors import checked_name
 from skillstack_helpers.files import read_json, write_atomic
-from skillstack_helpers.lab.display import Drawn, markdown_table, png
+from skillstack_helpers.lab.display import Drawn, markdown_table, png, readable
 from skillstack_helpers.lab.runs import load_runs, placed, read_facts, read_run, repo_root
 from skillstack_helpers.progress import progress
 
@@ -119,8 +120,11 @@ def command(facts: dict) -> str:
 
 
 def draw(name: str, runs: pd.DataFrame) -> tuple[Drawn, str]:
-    """A figure of the gallery, and its caption; of runs that differ in their seed, it is the run
-    with seed 42 that is asked."""
+    """A figure of the gallery, or ``reproduced``, and its caption; of runs that differ in their
+    seed, it is the run with seed 42 that is asked."""
+    if name == "reproduced":
+        drawn = claims.figure(runs)
+        return drawn, drawn.look
     entry = FIGURES[checked_name(name, FIGURES, "figure")]
     found = runs_of(entry, runs)
     found = found[found["method"].eq(entry.method)] if entry.method else found
@@ -275,10 +279,9 @@ def make() -> dict[str, bytes]:
     """Every file that is made from the committed runs: path below the repository -> content."""
     runs = load_runs()
     drawn, made = {}, {}
-    for name in progress(FIGURES, "draw", "figure"):
-        one, caption = draw(name, runs)
-        drawn[name] = one, caption
-        made[f"figures/{name}.png"] = png(one.figure)
+    for name in progress([*FIGURES, "reproduced"], "draw", "figure"):
+        drawn[name] = draw(name, runs)
+        made[f"figures/{name}.png"] = png(drawn[name][0].figure)
     for path in pages():
         up = "../" * (len(path.relative_to(repo_root()).parts) - 1)
         blocks = {
@@ -311,6 +314,29 @@ def gallery() -> str:
     pictures = [len(content) for name, content in made.items() if name.endswith(".png")]
     size = f"{sum(pictures) / 1e6:.1f} MB"
     return f"{len(pictures)} figures, {size}, and {len(made) - len(pictures)} pages and notebooks"
+
+
+def paper(page: str, runs: pd.DataFrame, folder: Path) -> Iterator[tuple[str, Drawn, str, bytes]]:
+    """The figures and tables of a topic into a folder: PNG and PDF, Markdown and LaTeX. Yields of
+    each figure its question, itself, its caption and the PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, entry in TOPICS[page].TABLES.items():
+        made = entry.make(runs_of(entry, runs))
+        write_atomic(folder / f"{name}.md", markdown_table(made).encode())
+        write_atomic(folder / f"{name}.tex", readable(made).to_latex(escape=True).encode())
+    for name, entry in TOPICS[page].FIGURES.items():
+        drawn, caption = draw(name, runs)
+        yield entry.question, drawn, caption, printed(name, drawn, folder)
+
+
+def printed(name: str, drawn: Drawn, folder: Path) -> bytes:
+    """A figure into a folder, as PDF and as PNG; the PNG."""
+    figure = drawn.figure if hasattr(drawn.figure, "savefig") else drawn.figure.figure
+    content, pdf = png(figure), io.BytesIO()
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Producer": None})
+    write_atomic(folder / f"{name}.pdf", pdf.getvalue())
+    write_atomic(folder / f"{name}.png", content)
+    return content
 
 
 # ---------------------------------------------------------------------- one folder

@@ -8,7 +8,7 @@ import pandas as pd
 from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn
 from skillstack_helpers.lab.names import name, style
-from skillstack_helpers.lab.novelty import ALPHA, most_confident
+from skillstack_helpers.lab.parameters import ALPHA
 from skillstack_helpers.lab.runs import Run
 
 from .base import (
@@ -92,6 +92,16 @@ def loops_table(run: Run) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------------- figures
+
+
+def most_confident(frames: int) -> float:
+    """The largest softmax over cosines in [-1, 1] that a router of so many profiles can have: one
+    of 1, all others -1.
+
+    >>> round(most_confident(2), 2), most_confident(13) < 0.4 < most_confident(12)
+    (0.88, True)
+    """
+    return float(1 / (1 + (frames - 1) * np.exp(-2)))
 
 
 def slide(run: Run) -> Drawn:

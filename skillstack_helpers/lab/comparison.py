@@ -23,7 +23,7 @@ from ..stack import SkillStack
 from ..tasks import TaskData
 from .experiment import load_stream
 from .names import name
-from .parameters import METHODS, RunConfig
+from .parameters import METHODS, VALIDATION_ROWS, RunConfig
 from .predictions import Predictions, kept
 from .runs import Run
 
@@ -35,7 +35,6 @@ SEARCHED = {
     "joint_wide": ("joint_wide",),
 }
 COVERAGE = 0.9  # that label sets are made for
-VALIDATION_ROWS = 64  # routing rows per task that a search is judged on
 
 # ---------------------------------------------------------------------- which methods
 

@@ -24,10 +24,9 @@ from ..routers.base import unit
 from ..routers.gate import _Region
 from ..stack import SkillStack
 from ..tasks import OUT_OF_SCOPE, TaskData, load_task
-from .parameters import RunConfig
+from .parameters import ALPHA, RunConfig
 from .runs import Run
 
-ALPHA = 0.05
 GROUPS = (1, 4, 16, 64)
 NEIGHBOURS = 5
 _OUT_OF_SCOPE = 1000  # evaluation rows; fewer where there are fewer
@@ -301,16 +300,6 @@ def slide(
             row[f"{rule}_detected"] = np.mean(novel[rule] > limit) if foreign else np.nan
         found.append(row)
     return pd.DataFrame(found)
-
-
-def most_confident(frames: int) -> float:
-    """The largest softmax over cosines in [-1, 1] that a router of so many profiles can have: one
-    of 1, all others -1.
-
-    >>> round(most_confident(2), 2), most_confident(13) < 0.4 < most_confident(12)
-    (0.88, True)
-    """
-    return float(1 / (1 + (frames - 1) * np.exp(-2)))
 
 
 def drift(

@@ -25,6 +25,8 @@ ROUTERS = (
     "profile",
     "arrow",
 )
+VALIDATION_ROWS = 64  # routing rows per task that a search is judged on
+ALPHA = 0.05  # the error that notebook 10's tests are allowed
 METHODS = (  # of notebook 04, in the order they are run
     "frames",  # of the stack, and routed: the stack itself
     "second_look",
@@ -134,6 +136,7 @@ class RunConfig(TrainingConfig):
     data_dir: str | None = None  # folder source; None: the variable SKILLSTACK_DATA
     output_dir: str = "results/runs"  # relative to the repository root
     stack_dir: str | None = None  # a saved stack to look into (notebook 11)
+    topics: str | None = None  # whose figures notebook 12 draws, comma between; None: all
 
     def __post_init__(self):
         super().__post_init__()

@@ -22,11 +22,11 @@ from datetime import datetime, timezone
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 import pandas as pd
 
-from ..backbones import Backbone
 from ..config import TrainingConfig
 from ..errors import SkillStackError
 from ..files import explain, read_json, sync, versions, write_atomic
@@ -34,6 +34,9 @@ from ..progress import progress
 from ..tasks import TASKS, TaskData
 from .display import Drawn, png, show_picture, show_sentences
 from .parameters import RunConfig, placed, repo_root
+
+if TYPE_CHECKING:  # figures are drawn from runs without torch
+    from ..backbones import Backbone
 
 COLUMNS = (
     "run_id",
