@@ -1,5 +1,6 @@
 # make demo: train and route a small stack on real text.  make inspect: look into it in a browser.
-# make gallery: every figure and page from the committed runs.  make book: all notebooks as HTML.
+# make gallery: every figure and page from the committed runs.  make figures: the same for a paper.
+# make book: all notebooks as HTML.
 # make test: everything CI checks.  make bench: how fast it is beside what one would otherwise use.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +10,7 @@ PORT := 8866
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo inspect picture gallery bench book lint test clean
+.PHONY: help demo inspect picture gallery figures bench book lint test clean
 
 help:
 	@grep -h "^# make" Makefile | sed "s/^# //"

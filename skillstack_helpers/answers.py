@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.special import log_softmax
 
 from .errors import SkillStackError
 from .frames import Frame, weights_digest
+from .heads import Evaluation
 from .stack import SkillStack
 from .tasks import TaskData
 
@@ -35,7 +38,7 @@ class Answers:
         self.label_names = np.array(label_names, dtype=object)  # (n,)
         if len({len(x) for x in (self.texts, self.tasks, self.labels, self.label_names)}) > 1:
             raise SkillStackError("texts, tasks, labels and label_names differ in length")
-        self._known: dict[tuple, np.ndarray] = {}  # what a frame is -> label ids, -1 not asked
+        self._known: dict[tuple, _Said] = {}  # what a frame is -> what it said
         self._frames: WeakKeyDictionary[Frame, tuple] = WeakKeyDictionary()  # frame -> what it is
 
     @classmethod
@@ -89,33 +92,60 @@ class Answers:
         where = {"task": self.tasks, "truth": self.label_names}
         return pd.DataFrame(where | dict(routes) | {"answer": answer})
 
-    def note(self, frame: Frame, rows: ArrayLike, labels: ArrayLike) -> None:
-        """Take over what a frame is known to answer, so that it is not asked: label ids of the
-        texts at `rows`."""
-        self._answers_of(frame)[self._rows(rows)] = labels
+    def note(self, frame: Frame, rows: ArrayLike, said: Evaluation) -> None:
+        """Take over what a frame is known to answer to the texts at `rows`, so that it is not
+        asked."""
+        known, rows = self._answers_of(frame), self._rows(rows)
+        known.labels[rows], known.logits[rows] = said.labels, log_softmax(said.logits, axis=1)
+
+    def logits(self, stack: SkillStack) -> np.ndarray:
+        """All that the stack's frames have said so far: log probabilities, float32 (n, frames, most
+        classes); NaN where a frame was not asked, -inf beyond its classes."""
+        width = max((len(frame.label_names) for frame in stack.frames), default=0)
+        out = np.full((len(self.texts), len(stack.frames), width), -np.inf, np.float32)
+        for k, frame in enumerate(stack.frames):
+            said = self._answers_of(frame)
+            out[:, k, : len(frame.label_names)] = said.logits
+            out[said.labels < 0, k] = np.nan
+        return out
 
     def _rows(self, rows: ArrayLike | None) -> np.ndarray:
         everything = np.arange(len(self.texts))
         return everything if rows is None else everything[rows]
 
-    def _answers_of(self, frame: Frame) -> np.ndarray:
-        """Label ids, -1 where not asked. Frames that answer the same, such as copies on disk and
-        in memory, have them in common."""
+    def _answers_of(self, frame: Frame) -> _Said:
+        """What a frame said. Frames that answer the same, such as copies on disk and in memory,
+        have it in common."""
         if frame not in self._frames:
             how = (frame.slot, frame.prompt, frame.label_names, frame.training["max_length"])
             self._frames[frame] = (weights_digest(frame), *how)
-        return self._known.setdefault(self._frames[frame], np.full(len(self.texts), -1))
+        if (key := self._frames[frame]) not in self._known:
+            n, classes = len(self.texts), len(frame.label_names)
+            self._known[key] = _Said(np.full(n, -1), np.full((n, classes), np.nan, np.float32))
+        return self._known[key]
 
     def _ask(self, stack: SkillStack, frames: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Label ids that frames (n,) answer to the texts at rows (n,); all that is not known is
         asked at once."""
         known = {frame: self._answers_of(frame) for frame in dict.fromkeys(frames)}
-        new = [(f, i) for f, i in zip(frames, rows, strict=True) if known[f][i] < 0]
+        new = [(f, i) for f, i in zip(frames, rows, strict=True) if known[f].labels[i] < 0]
         if new := list(dict.fromkeys(new)):
             texts, names = [self.texts[i] for _, i in new], [frame.name for frame, _ in new]
-            for (frame, i), label in zip(new, stack.predict(texts, names).labels, strict=True):
-                known[frame][i] = label
-        return np.array([known[f][i] for f, i in zip(frames, rows, strict=True)], dtype=np.int64)
+            labels, chances, _ = stack.predict(texts, names)
+            with np.errstate(divide="ignore"):  # a chance of 0
+                logits = np.log(chances)
+            for (frame, i), label, row in zip(new, labels, logits, strict=True):
+                known[frame].labels[i] = label
+                known[frame].logits[i] = row[: len(frame.label_names)]
+        found = [known[f].labels[i] for f, i in zip(frames, rows, strict=True)]
+        return np.array(found, dtype=np.int64)
+
+
+class _Said(NamedTuple):
+    """What one frame said of n texts."""
+
+    labels: np.ndarray  # label ids (n,), -1 where not asked
+    logits: np.ndarray  # log probabilities (n, classes), NaN where not asked
 
 
 def _frames(stack: SkillStack, names, n: int) -> np.ndarray:

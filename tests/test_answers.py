@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from skillstack_helpers import SkillStackError
 from skillstack_helpers.answers import Answers, transfer
 from skillstack_helpers.compression import drop
+from skillstack_helpers.heads import Evaluation
 from skillstack_helpers.routers import load_router
 from skillstack_helpers.stack import SkillStack
 
@@ -86,13 +88,32 @@ def test_frames_that_differ_in_more_than_weights_are_asked_again(stack, answers,
 
 def test_what_is_known_is_not_asked(stack, stream, answers, asked):
     for data in stream:
-        labels = stack.evaluate(data).labels
-        answers.note(stack[data.name], answers.tasks == data.name, labels)
+        answers.note(stack[data.name], answers.tasks == data.name, stack.evaluate(data))
     own = answers.accuracy(answers.right(stack, answers.tasks))
     assert not asked
     assert own.to_dict() == {name: stack[name].metrics["accuracy"] for name in own.index}
-    answers.note(stack["imdb"], [0], [1 - answers.labels[0]])  # believed
+    wrong = np.array([1 - answers.labels[0]])
+    answers.note(stack["imdb"], [0], Evaluation(0.0, wrong, np.zeros((1, 2))))  # believed
     assert not answers.right(stack, "imdb", [0])[0] and not len(answers.right(stack, "imdb", []))
+
+
+def test_what_was_said_is_kept(stack, stream, answers):
+    assert np.isnan(answers.logits(stack)[:, :, 0]).all()
+    answers.right(stack, answers.tasks)  # each text's own frame
+    answers.note(stack["imdb"], answers.tasks == "imdb", stack.evaluate(stream[0]))
+    answers.right(stack, "agnews", [0])  # has no word for it, so that it is not asked
+    one = stack.logits(answers.texts[:1], ["agnews"])[:, 0]
+    answers.note(stack["agnews"], [0], Evaluation(0.0, one.argmax(1), one))
+    said = answers.logits(stack)
+    names = [frame.name for frame in stack.frames]
+    own = np.array([names.index(task) for task in answers.tasks])
+    asked = np.zeros(said.shape[:2], dtype=bool)
+    asked[np.arange(len(own)), own] = True
+    asked[0, names.index("agnews")] = True
+    assert (np.isnan(said).all(2) == ~asked).all()
+    expected = log_softmax(stack.logits(answers.texts, names, asked), axis=2)
+    np.testing.assert_allclose(said, expected, atol=1e-4)
+    assert (np.isneginf(said) == np.isneginf(expected)).all()
 
 
 def test_routed_texts(stack, stream, answers, saved, asked):

@@ -263,32 +263,20 @@ def test_a_port_in_use_and_a_wrong_folder_are_one_line(tmp_path):
 # ------------------------------------------------------------------ JupyterLab
 
 
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+# One that trains, one that compares, the one with widgets; papermill runs the others.
+NOTEBOOKS = ("01_train_stack", "03_routers", "11_inspect_frames")
 SMALL = {"n_train": 4, "n_router": 16, "n_eval": 4, "epochs": 1, "max_length": 60, "lora_r": 4}
-GIVEN = {  # what a notebook needs beside that to be done in seconds
-    "02_hard12": {},
-    "05_bitstack": {"preset": "two_task"},
-    "04_baselines": {"n_held_back": 16, "preset": "adaptive3"},
-    "06_compression": {"n_held_back": 16, "preset": "adaptive3"},
-    "08_generative_probe": {"lr": 0.01},
-    "09_skill_generalization": {},
-    "10_reuse_or_create": {"preset": "adaptive3", "n_train": 9},
-    "12_paper_figures": {"topics": "bitstack"},
-}
 
 
 @pytest.fixture(scope="module")
-def lab(demo, model_dirs, decoders, data_dir, tmp_path_factory):
+def lab(demo, model_dirs, data_dir, tmp_path_factory):
     """JupyterLab on copies of the notebooks, with parameters for small models and data."""
     root = tmp_path_factory.mktemp("lab")
     for name in NOTEBOOKS:
-        model = decoders["llama"] if name == "08_generative_probe" else model_dirs["bert"]
-        given = SMALL | {"model": model, "output_dir": root / "runs"}
-        given |= GIVEN.get(name, {"preset": "adaptive3"})
+        given = SMALL | {"model": model_dirs["bert"], "output_dir": root / "runs"}
+        given |= {"preset": "adaptive3"}
         if name == "11_inspect_frames":
             given = {"output_dir": demo}
-        if name == "12_paper_figures":
-            given = {**GIVEN[name], "output_dir": root / "paper"}
         given = {key: str(v) if isinstance(v, Path) else v for key, v in given.items()}
         source = ROOT / "notebooks" / f"{name}.ipynb"
         papermill.execute_notebook(source, root / source.name, given, prepare_only=True)

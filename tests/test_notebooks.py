@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, edit_json
 
-from skillstack_helpers.lab import runs
+from skillstack_helpers.lab import predictions, runs
 from skillstack_helpers.lab.parameters import METHODS, ROUTERS
 
 sys.path.insert(0, str(ROOT / "results"))
@@ -120,18 +120,22 @@ def test_a_committed_run_is_measured_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, cwd, preset, drawn",  # for a stream that was published there is a figure more
-    [("01_train_stack", ROOT, "adaptive3", 3), ("02_hard12", ROOT / "notebooks", "hard12", 4)],
+    "name, cwd, preset, drawn, seeds",  # for a stream that was published there is a figure more
+    [
+        ("01_train_stack", ROOT, "adaptive3", 3, (42, 7)),
+        ("02_hard12", ROOT / "notebooks", "hard12", 4, (42,)),
+    ],
 )
 def test_notebook_runs_and_leaves_what_it_says(
-    name, cwd, preset, drawn, tmp_path, data_dir, model_dirs
+    name, cwd, preset, drawn, seeds, tmp_path, data_dir, model_dirs
 ):
     given = {"model": str(model_dirs["bert"]), "lora_r": 4, "preset": preset}
-    done = papermill(name, tmp_path, cwd, data_dir, twice=True, **given)
+    done = papermill(name, tmp_path, cwd, data_dir, twice=len(seeds) == 2, **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert figures(tmp_path) == 2 * drawn
-    for run in (the_run(tmp_path), the_run(tmp_path, 7)):
-        for file in ("metrics.csv", "matrix.csv", "routing.parquet", "train.jsonl"):
+    assert figures(tmp_path) == len(seeds) * drawn
+    files = "metrics.csv", "matrix.csv", "routing.parquet", "train.jsonl", "predictions.parquet"
+    for run in [the_run(tmp_path, seed) for seed in seeds]:
+        for file in files:
             assert (run / file).stat().st_size > 50, file
         assert len(list(run.glob("*.png"))) == drawn
         metrics = runs.read_metrics(run / "metrics.csv")
@@ -139,9 +143,16 @@ def test_notebook_runs_and_leaves_what_it_says(
         assert value["stack_drop"] == 0
         assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
         assert set(streams.COLUMNS) <= set(value.index)
+        # What was answered is kept: told and routed accuracy follow from it.
+        said_of = predictions.read(runs.read_run(run))["eval"]
+        told, routes = said_of.mean(said_of.right()), pd.read_parquet(run / "routing.parquet")
+        routed = said_of.mean(said_of.right(list(routes["frame"])))
+        for metric, found in (("saved", told), ("routed", routed)):
+            rows = metrics[metrics["metric"].eq(metric) & metrics["eval_task"].ne("")]
+            assert found.to_dict() == pytest.approx(rows.set_index("eval_task")["value"].to_dict())
     # finished: read, not measured again
     stamp = (run / "metrics.csv").stat().st_mtime_ns
-    done = papermill(name, tmp_path, cwd, data_dir, seed=7, **given)
+    done = papermill(name, tmp_path, cwd, data_dir, seed=seeds[-1], **given)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "is finished: its numbers are read" in printed(tmp_path) and figures(tmp_path) == drawn
     answers = json.loads((run / "answers.json").read_text())
@@ -256,21 +267,20 @@ def test_bitstack_notebook_runs_every_share(tmp_path, model_dirs, data_dir):
 
 def test_compression_notebook_shrinks_and_decides(tmp_path, model_dirs, data_dir):
     given = {"model": str(model_dirs["bert"]), "lora_r": 4, "n_held_back": 16, "max_loss_pp": 50.0}
-    done = papermill("06_compression", tmp_path, data_dir=data_dir, twice=True, **given)
+    done = papermill("06_compression", tmp_path, data_dir=data_dir, **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    for seed in (42, 7):
-        run = the_run(tmp_path, seed)
-        assert len(list(run.glob("*.png"))) == 5 and not (run / "variants").exists()
-        assert (run / "compressed" / "stack.json").exists()
-        metrics = runs.read_metrics(run / "metrics.csv")
-        assert not metrics["value"].isna().any()
-        assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
-        frames = metrics[metrics["metric"].eq("frames")].set_index("split")["value"]
-        assert frames["full"] == 8 and frames["published anchor"] == frames["chosen anchor"] == 4
-        size = metrics[metrics["metric"].eq("total_bytes")].set_index("split")["value"]
-        assert (size.drop("full") < size["full"]).all()
+    run = the_run(tmp_path)
+    assert len(list(run.glob("*.png"))) == 5 and not (run / "variants").exists()
+    assert (run / "compressed" / "stack.json").exists()
+    metrics = runs.read_metrics(run / "metrics.csv")
+    assert not metrics["value"].isna().any()
+    assert metrics.loc[metrics["metric"].eq("logits_bit_equal"), "value"].eq(1).all()
+    frames = metrics[metrics["metric"].eq("frames")].set_index("split")["value"]
+    assert frames["full"] == 8 and frames["published anchor"] == frames["chosen anchor"] == 4
+    size = metrics[metrics["metric"].eq("total_bytes")].set_index("split")["value"]
+    assert (size.drop("full") < size["full"]).all()
     assert "is back, its logits bit-equal: True" in printed(tmp_path)
-    assert figures(tmp_path) == 2 * 5
+    assert figures(tmp_path) == 5
     assert "frames that the rule left alone have the same logits" in said(tmp_path)
     # tasks without a sibling: nothing to merge, and nothing breaks
     other = tmp_path / "other"

@@ -494,6 +494,7 @@ def _with(values: pd.Series, form: str = ".1f") -> str:
 # ---------------------------------------------------------------------- what is committed
 
 _HARD8 = ("04_baselines", "hard8", "minilm")
+_HARD12 = ("04_baselines", "hard12", "minilm")
 _UPPER = 0.5  # adapters on the upper half of the layers
 _NOW = (_UPPER, "hybrid_embed")
 _ORDERS = [f"standard4_order{i}" for i in (1, 2, 3)]
@@ -503,6 +504,8 @@ TABLES = {
     "baselines_cost": Table(*_HARD8, cost_table, *_NOW),
     "baselines_root": Table(*_HARD8, root_table, *_NOW),
     "baselines_ablation": Table(*_HARD8, ablation_table, ANY, methods=_OF_FRAMES),
+    "baselines_hard12": Table(*_HARD12, partial(accuracy_table, preset="hard12"), *_NOW),
+    "baselines_coverage": Table(*_HARD12, coverage_table, *_NOW),
     "baselines_clinc10": Table(
         "04_baselines", "clinc10", "minilm", partial(accuracy_table, preset="clinc10"), *_NOW
     ),
@@ -524,6 +527,9 @@ FIGURES = {
     f"baselines_{name}": Figure(*_HARD8, draw, question, "frames", *_NOW)
     for name, (draw, question) in _ASKED.items()
 }
+FIGURES["baselines_hard12"] = Figure(
+    *_HARD12, differences, "And with twelve tasks, four of them about pairs?", "frames", *_NOW
+)
 FIGURES["baselines_search"] = Figure(
     *_HARD8, search, "What does each method need to be at its best?", "search"
 )

@@ -191,6 +191,7 @@ def _runs(
 
 
 _STREAM = _runs("04_baselines", "hard8", 0.5, "hybrid_embed")
+_HARD12 = _runs("04_baselines", "hard12", 0.5, "hybrid_embed")
 _WHOLE = _runs("04_baselines", "hard8", None)
 
 
@@ -248,6 +249,27 @@ CLAIMS = (
         ({"method": "ewc", "metric": "accuracy"}, {"method": "latest", "metric": "accuracy"}),
         _STREAM,
         (_TOLD["ewc"], _TOLD["sequential"]),
+    ),
+    Claim(
+        "hard12: the latest adapter has forgotten what saved frames keep",
+        "hard12_table",
+        ({"metric": "latest_drop"}, None),
+        _HARD12,
+        (_TOLD["frames"], _TOLD["sequential"]),
+    ),
+    Claim(
+        "hard12: the routed stack answers better than joint training",
+        "hard12_joint",
+        ({"method": "routed"}, {"method": "joint"}),
+        _HARD12,
+        (_of("frames"), _of("joint")),
+    ),
+    Claim(
+        "hard12: the routed stack answers better than EWC",
+        "hard12_ewc",
+        ({"method": "routed"}, {"method": "ewc", "metric": "accuracy"}),
+        _HARD12,
+        (_of("frames"), _of("ewc")),
     ),
     Claim(
         "rows never seen: the routed stack answers better than the latest adapter",

@@ -25,7 +25,17 @@ from skillstack_helpers.lab.display import Drawn, markdown_table, png, readable
 from skillstack_helpers.lab.runs import load_runs, placed, read_facts, read_run, repo_root
 from skillstack_helpers.progress import progress
 
-from . import baselines, bitstack, claims, compression, generalization, generation, routers, streams
+from . import (
+    baselines,
+    bitstack,
+    claims,
+    compression,
+    generalization,
+    generation,
+    reuse,
+    routers,
+    streams,
+)
 from .base import Figure, Table, runs_of
 
 TOPICS = {  # page -> module; in the order of the notebooks
@@ -36,6 +46,7 @@ TOPICS = {  # page -> module; in the order of the notebooks
     "compression": compression,
     "generation": generation,
     "generalization": generalization,
+    "reuse": reuse,
 }
 TABLES: dict[str, Table] = {k: v for topic in TOPICS.values() for k, v in topic.TABLES.items()}
 FIGURES: dict[str, Figure] = {k: v for topic in TOPICS.values() for k, v in topic.FIGURES.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -9,7 +11,7 @@ from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn
 from skillstack_helpers.lab.names import name, style
 from skillstack_helpers.lab.parameters import ALPHA
-from skillstack_helpers.lab.runs import Run
+from skillstack_helpers.lab.runs import Run, placed, read_run
 
 from .base import (
     Figure,
@@ -89,6 +91,11 @@ def loops_table(run: Run) -> pd.DataFrame:
     table["regret"] = table.index.get_level_values("stream").map(best) - table["accuracy"]
     names = {"accuracy": "correct (%)", "unanswered": "not answered (%)", "regret": "regret (pp)"}
     return table.rename(columns=names).map("{:.1f}".format)
+
+
+def odd_table(run: Run) -> pd.DataFrame:
+    """What the loop decides about odd batches, of this run's seed. Index: batch."""
+    return run.read("odd.csv").fillna("").set_index("batch")
 
 
 # ---------------------------------------------------------------------- figures
@@ -364,5 +371,55 @@ def of_scope(run: Run) -> str:
 
 # ---------------------------------------------------------------------- what is committed
 
-TABLES: dict[str, Table] = {}
-FIGURES: dict[str, Figure] = {}  # none is committed yet
+_NOTEBOOK, _FIRST = "10_reuse_or_create", 0.5
+
+
+def _of_files(make: Callable[[Run], pd.DataFrame]) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """A table of a run's files, as one of the rows of `load_runs`."""
+
+    def table(found: pd.DataFrame) -> pd.DataFrame:
+        first = found.sort_values("seed", key=lambda s: s.ne(42), kind="stable")["run_id"].iloc[0]
+        return make(read_run(placed("results/runs") / first))
+
+    return table
+
+
+def _table(preset: str, make: Callable, *methods: str) -> Table:
+    return Table(_NOTEBOOK, preset, "minilm", make, _FIRST, methods=methods)
+
+
+def _figure(preset: str, draw: Callable, question: str, method: str) -> Figure:
+    return Figure(_NOTEBOOK, preset, "minilm", draw, question, method, _FIRST)
+
+
+TABLES = {
+    "reuse_scores": _table("hard12", _of_files(scores_table), "novelty"),
+    "reuse_drift": _table("hard12", _of_files(drift_table), "novelty"),
+    "reuse_loops": _table("hard12", _of_files(loops_table), "loops"),
+    "reuse_whole": _table("mixed8", _of_files(loops_table), "loops"),
+    "reuse_odd": _table("adaptive3", _of_files(odd_table), "frames"),
+    "reuse_steps": _table("adaptive3", steps_table, "independent", "ewc_replay", "sequential"),
+}
+FIGURES = {
+    "reuse_groups": _figure(
+        "hard12", groups, "How many texts does it take to know that a task is new?", "novelty"
+    ),
+    "reuse_slide": _figure(
+        "hard12", slide, "Why does the published confidence never say «reuse»?", "slide"
+    ),
+    "reuse_thresholds": _figure(
+        "hard12", thresholds, "Do thresholds that adapt to the pool help?", "slide"
+    ),
+    "reuse_left_out": _figure(
+        "hard12", left_out, "Which score tells a new task's texts from known ones?", "novelty"
+    ),
+    "reuse_price": _figure(
+        "hard12", price, "What does it cost that an answer never changes?", "novelty"
+    ),
+    "reuse_loops": _figure(
+        "hard12", loops, "Can a learner that is told no task names save frames?", "loops"
+    ),
+    "reuse_bandit": _figure(
+        "adaptive3", bandit, "Is it enough to be told that an answer was right?", "frames"
+    ),
+}

@@ -17,6 +17,7 @@ from scipy.special import log_softmax, softmax
 from ..answers import Answers
 from ..conformal import threshold
 from ..ensemble import Mixture
+from ..stack import SkillStack
 from .runs import Run
 
 FILE = "predictions.parquet"
@@ -92,6 +93,16 @@ def kept(
     """
     table = run.table(FILE, lambda: _table(splits, label_names, ask, union))
     return {split: of(table, split) for split in splits}
+
+
+def keep(run: Run, answers: Answers, stack: SkillStack) -> None:
+    """Keep what a stack's frames have said of evaluation texts, each text's own frame included."""
+    if run.finished or (run.folder / FILE).exists():
+        return
+    if set(answers.tasks) <= {frame.name for frame in stack.frames}:
+        answers.right(stack, answers.tasks)  # where a run was interrupted, not all is known
+    names = {frame.name: frame.label_names for frame in stack.frames}
+    kept(run, {"eval": answers}, names, lambda _: answers.logits(stack))
 
 
 def read(run: Run) -> dict[str, Predictions]:
