@@ -181,3 +181,15 @@ def test_steps_stand_beside_the_published_ones():
     assert table.loc[("published: Gemma-2B", "ewc_replay")].to_list() == ["79.3", "4.0"]
     assert table.loc[("published: Gemma-2B", "independent")].to_list() == ["78.0", "0.0"]
     assert len(table) == 3
+
+
+def test_texts_out_of_scope_stand_beside_tasks_left_out():
+    row = {"run_id": "r", "seed": 1, "model": "minilm", "preset": "clinc10", "budget": "",
+           "unit": "fraction", "eval_task": ""}  # fmt: skip
+    values = [("p-value", "oos_recall", 0.3), ("p-value", "auroc", 0.8), ("a", "auroc", 0.1),
+              ("p-value", "false_novel", 0.02)]  # fmt: skip
+    rows = [row | {"split": s, "metric": m, "value": v} for s, m, v in values]
+    table = reuse.scope_table(pd.DataFrame(rows))
+    ours, theirs = table.iloc[0], table.iloc[1]
+    assert ours.name == ("measured here", "p-value") and len(table) == 2
+    assert ours.to_list() == ["30.0", "", "80.0", "2.0"] and theirs.to_list()[1] == "94.2"
