@@ -336,7 +336,7 @@ def test_reuse_notebook_measures_who_notices(tmp_path, model_dirs, data_dir):
         assert all(answer in said(tmp_path) for answer in answers)
         (loops,) = (tmp_path / "runs").glob(f"*loops-s{seed}-*")
         table = pd.read_csv(loops / "loops.csv")
-        assert set(table["policy"]) == {"loop", "create", "reuse", "oracle"}
+        assert set(table["policy"]) == {"loop", "tolerant", "create", "reuse", "oracle"}
         frames = table.groupby(["stream", "policy"])["frames"].first()
         assert frames["far", "create"] == 3 and frames["returning", "create"] == 6
         assert (frames.xs("loop", level="policy") <= frames.xs("create", level="policy")).all()

@@ -25,7 +25,7 @@ from .base import (
     summary,
 )
 
-POLICIES = {"loop": "the loop", "create": "always create", "reuse": "always reuse",
+POLICIES = {"loop": "the loop", "tolerant": "the loop, 5 points allowed", "create": "always create", "reuse": "always reuse",
             "oracle": "oracle"}  # fmt: skip
 KINDS = {True: "near", False: "far"}
 RULES = {"softmax": "the largest softmax", "entropy": "the entropy", "margin": "the margin"}
