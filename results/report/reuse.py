@@ -25,8 +25,13 @@ from .base import (
     summary,
 )
 
-POLICIES = {"loop": "the loop", "tolerant": "the loop, 5 points allowed", "create": "always create", "reuse": "always reuse",
-            "oracle": "oracle"}  # fmt: skip
+POLICIES = {
+    "loop": "the loop",
+    "tolerant": "the loop, 5 points allowed",
+    "create": "always create",
+    "reuse": "always reuse",
+    "oracle": "oracle",
+}
 KINDS = {True: "near", False: "far"}
 RULES = {"softmax": "the largest softmax", "entropy": "the entropy", "margin": "the margin"}
 _NOTE = "near: another known task has the same labels, so that its frame could be reused"
