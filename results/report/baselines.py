@@ -528,7 +528,7 @@ FIGURES = {
     for name, (draw, question) in _ASKED.items()
 }
 FIGURES["baselines_hard12"] = Figure(
-    *_HARD12, differences, "And with twelve tasks, four of them about pairs?", "frames", *_NOW
+    *_HARD12, verdicts, "And with twelve tasks, four of them about pairs?", "frames", *_NOW
 )
 FIGURES["baselines_search"] = Figure(
     *_HARD8, search, "What does each method need to be at its best?", "search"
