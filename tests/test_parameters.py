@@ -102,7 +102,7 @@ def test_the_identity_holds_what_differs_from_the_defaults():
     places = dict(
         model="minilm", dtype="float32", quantize="nf4", device="cpu", source="hub",
         data_dir="x", output_dir="x", stack_dir="x", notebook="x", methods="ewc",
-        gradient_checkpointing=True, trunk_dir="x",
+        gradient_checkpointing=True, trunk_dir="x", topics="x",
     )  # fmt: skip
     assert RunConfig(**places).identity() == {}
     assert RunConfig(tasks="b, a").identity() == {"tasks": "b,a"}

@@ -91,6 +91,9 @@ def loops_table(run: Run) -> pd.DataFrame:
     found["policy"] = found["policy"].map(POLICIES)
     by = found.groupby(["stream", "policy"], sort=False)
     table = 100 * by[["accuracy", "unanswered"]].mean()
+    streams = list(dict.fromkeys(found["stream"]))
+    order = [(s, p) for s in streams for p in POLICIES.values() if (s, p) in table.index]
+    table = table.loc[order]
     table["frames"], table["MB"] = by["frames"].mean(), by["bytes"].mean() / 1e6
     best = table["accuracy"].xs(POLICIES["oracle"], level="policy")
     table["regret"] = table.index.get_level_values("stream").map(best) - table["accuracy"]
@@ -362,6 +365,7 @@ def loops(run: Run) -> Drawn:
         ax.set_xlabel("frames created")
         ax.grid(alpha=0.3)
         ax.margins(0.2)
+        ax.set_xlim(mean.loc[stream, "frames"].min() - 1, mean.loc[stream, "frames"].max() + 1)
         plotting.titled(ax, stream)
         ax.xaxis.get_major_locator().set_params(integer=True)
         loop, best = (mean.loc[(stream, who)] for who in ("loop", "oracle"))

@@ -64,6 +64,7 @@ _PLACES = (
     "data_dir",
     "output_dir",
     "stack_dir",
+    "topics",
     "methods",
     "notebook",
     "gradient_checkpointing",  # time against memory; gradients are the same
