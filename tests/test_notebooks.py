@@ -352,6 +352,8 @@ def test_reuse_notebook_measures_who_notices(tmp_path, model_dirs, data_dir):
 
 
 def test_paper_notebook_draws_without_torch(tmp_path):
+    source = (ROOT / "notebooks" / "12_paper_figures.ipynb").read_text()
+    assert all(f'show(\\"{page}\\")' in source for page in pages.TOPICS)
     folder = tmp_path / "torch"
     folder.mkdir()
     (folder / "__init__.py").write_text("raise ImportError('no torch here')")
