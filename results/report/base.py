@@ -15,7 +15,7 @@ import pandas as pd
 
 from skillstack_helpers.errors import SkillStackError
 from skillstack_helpers.lab.display import Drawn
-from skillstack_helpers.lab.runs import Run, load_published
+from skillstack_helpers.lab.runs import Run, load_published, placed, read_run
 from skillstack_helpers.metrics import bootstrap_interval, seed_range
 
 SHOWN_AS = {"fraction": 100, "bytes": 1e-6, "count": 1e-6}  # percent or points, MB, millions
@@ -65,6 +65,12 @@ def runs_of(entry: Table | Figure, runs: pd.DataFrame) -> pd.DataFrame:
     if not len(found):
         raise SkillStackError(f"no run of {entry.notebook} on {entry.preset}")
     return found
+
+
+def first_run(found: pd.DataFrame) -> Run:
+    """The run with seed 42 among rows of `load_runs`, else the first."""
+    first = found.sort_values("seed", key=lambda s: s.ne(42), kind="stable")["run_id"].iloc[0]
+    return read_run(placed("results/runs") / first)
 
 
 # ---------------------------------------------------------------------- what a cell says

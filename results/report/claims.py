@@ -19,7 +19,7 @@ from scipy.stats import t
 
 from skillstack_helpers.errors import SkillStackError
 from skillstack_helpers.lab import plotting
-from skillstack_helpers.lab.display import Drawn, markdown_table
+from skillstack_helpers.lab.display import Drawn
 from skillstack_helpers.lab.names import GREEN, GREY, ORANGE, RED
 from skillstack_helpers.lab.runs import load_published
 from skillstack_helpers.metrics import LEAST_VALUES, bootstrap_interval
@@ -171,14 +171,6 @@ def table(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             used += list(mine["run_id"].unique())
         lines.append(line | {"why": claim.why})
     return pd.DataFrame(lines).set_index("claim"), list(dict.fromkeys(used))
-
-
-def page(runs: pd.DataFrame) -> str:
-    """The block of results/REPRODUCED.md: the table, and the runs."""
-    found, used = table(runs)
-    listed = "<br>".join(f"<code>{name}</code>" for name in used)
-    ids = f"<details><summary>{len(used)} runs in results/runs</summary>{listed}</details>"
-    return f"{markdown_table(found)}\n\n{ids}"
 
 
 # ---------------------------------------------------------------------- the claims

@@ -13,7 +13,7 @@ import base64
 import io
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -36,7 +36,7 @@ from . import (
     routers,
     streams,
 )
-from .base import Figure, Table, runs_of
+from .base import Figure, Table, first_run, runs_of
 
 TOPICS = {  # page -> module; in the order of the notebooks
     "streams": streams,
@@ -69,7 +69,7 @@ def table_block(name: str, runs: pd.DataFrame) -> str:
     return (
         "\n\n*Published:*\n\n".join(parts)
         + f"\n\n*{'; '.join([*notes, *origin(found)])}*\n\n"
-        + ids(found)
+        + ids(found["run_id"].unique())
     )
 
 
@@ -104,9 +104,14 @@ def origin(found: pd.DataFrame) -> list[str]:
     ]
 
 
-def ids(found: pd.DataFrame) -> str:
+def claims_block(runs: pd.DataFrame) -> str:
+    """The table of results/REPRODUCED.md, and its runs."""
+    made, used = claims.table(runs)
+    return f"{markdown_table(made)}\n\n{ids(used)}"
+
+
+def ids(names: Sequence[str]) -> str:
     """The runs of a table, folded."""
-    names = found["run_id"].unique()
     words = f"{len(names)} run{'s' * (len(names) > 1)} in results/runs"
     listed = "<br>".join(f"<code>{name}</code>" for name in names)
     return f"<details><summary>{words}</summary>{listed}</details>"
@@ -139,8 +144,7 @@ def draw(name: str, runs: pd.DataFrame) -> tuple[Drawn, str]:
     entry = FIGURES[checked_name(name, FIGURES, "figure")]
     found = runs_of(entry, runs)
     found = found[found["method"].eq(entry.method)] if entry.method else found
-    first = found.sort_values("seed", key=lambda s: s.ne(42), kind="stable")["run_id"].iloc[0]
-    run = read_run(placed("results/runs") / first)
+    run = first_run(found)
     drawn = entry.draw(run)
     return drawn, run.caption(drawn)
 
@@ -299,7 +303,7 @@ def make() -> dict[str, bytes]:
             "table": lambda name: table_block(name, runs),
             "figure": lambda name, up=up: figure_block(name, *drawn[name], up),
             "answer": lambda name: sentence(drawn[name][0].answer),
-            "claims": lambda _: claims.page(runs),
+            "claims": lambda _: claims_block(runs),
             "notebooks": lambda _, up=up: notebooks_block(up, drawn, runs),
             "output": lambda name: "```\n" + "\n".join(shown(committed(name), "…")) + "\n```",
         }

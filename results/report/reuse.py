@@ -11,16 +11,18 @@ from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn
 from skillstack_helpers.lab.names import name, style
 from skillstack_helpers.lab.parameters import ALPHA
-from skillstack_helpers.lab.runs import Run, placed, read_run
+from skillstack_helpers.lab.runs import Run
 
 from .base import (
     Figure,
     Table,
     ends_said,
     files,
+    first_run,
     in_order,
     measured,
     published,
+    seeds_of,
     spread,
     summary,
 )
@@ -175,7 +177,7 @@ def slide(run: Run) -> Drawn:
     look = "Left, a softmax over cosines must fall with every profile: dashed, the most that any "
     look += "profiles could give. Right, the share of known texts that are called novel at "
     look += f"α = {ALPHA:g}." + ends_said(found, "Bands")
-    return Drawn(left.figure, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(left.figure, answer, alt, look, seeds_of(found))
 
 
 def thresholds(run: Run) -> Drawn:
@@ -215,7 +217,7 @@ def thresholds(run: Run) -> Drawn:
     look = "Left, a kept threshold breaks as the pool grows; middle, one that adapts does not. "
     look += "Right, the share of texts of parts outside the pool that is found; a part with the "
     look += "same task in the pool counts as unknown too. Means over seeds."
-    return Drawn(axes[0].figure, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(axes[0].figure, answer, alt, look, seeds_of(found))
 
 
 def left_out(run: Run) -> Drawn:
@@ -241,7 +243,7 @@ def left_out(run: Run) -> Drawn:
     alt = "A line for each score with marks for far and near tasks and the range over tasks."
     look = "Far: no known task has these labels. Near: one has, so that calling a text known is no "
     look += "mistake. Bars: lowest and highest task. Dotted: guessing."
-    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(ax, answer, alt, look, seeds_of(found))
 
 
 def groups(run: Run) -> Drawn:
@@ -274,13 +276,13 @@ def groups(run: Run) -> Drawn:
     alt = "A panel a test: the share of groups called novel against the number of texts."
     look = "Known must stay below the dotted line; unknown should rise. Means over tasks."
     figure = plotting.over_all(axes, "Several texts of one task, tested together")
-    return Drawn(figure, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(figure, answer, alt, look, seeds_of(found))
 
 
 def price(run: Run) -> Drawn:
     """Routing drift against accuracy of every router: what it costs that answers never change."""
     found = files(run, "drift.csv")
-    seeds = found["seed"].unique().tolist()
+    seeds = seeds_of(found)
     moved = 100 * found.assign(w=found["moved"] * found["n"]).groupby(["router", "seed"]).pipe(
         lambda by: by["w"].sum() / by["n"].sum()
     )  # fmt: skip
@@ -340,13 +342,13 @@ def bandit(run: Run) -> Drawn:
     answer += f"task {100 * who['told']:.1f} %."
     alt = "The share of right answers against the texts answered, with lines for the other ways."
     look = "Lines that lie flat are on the evaluation rows." + ends_said(found, "Band")
-    return Drawn(ax, answer, alt, look, found["seed"].unique().tolist())
+    return Drawn(ax, answer, alt, look, seeds_of(found))
 
 
 def loops(run: Run) -> Drawn:
     """Accuracy against the frames that were created, a panel a stream."""
     found = files(run, "loops.csv")
-    seeds = found["seed"].unique().tolist()
+    seeds = seeds_of(found)
     by = found.groupby(["stream", "policy", "seed"], sort=False)
     ends = by[["accuracy", "frames"]].mean().groupby(["stream", "policy"], sort=False)
     mean, low, high = ends.mean(), ends.min(), ends.max()
@@ -401,12 +403,7 @@ _NOTEBOOK, _FIRST = "10_reuse_or_create", 0.5
 
 def _of_files(make: Callable[[Run], pd.DataFrame]) -> Callable[[pd.DataFrame], pd.DataFrame]:
     """A table of a run's files, as one of the rows of `load_runs`."""
-
-    def table(found: pd.DataFrame) -> pd.DataFrame:
-        first = found.sort_values("seed", key=lambda s: s.ne(42), kind="stable")["run_id"].iloc[0]
-        return make(read_run(placed("results/runs") / first))
-
-    return table
+    return lambda found: make(first_run(found))
 
 
 def _table(preset: str, make: Callable, *methods: str) -> Table:
