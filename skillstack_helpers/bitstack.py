@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .errors import SkillStackError, did_you_mean
-from .files import explain, write_atomic
+from .files import NO_SEAL, explain, metadata, read_bytes, sealed, write_atomic
 
 # Names left out by default: the published four, and other names of heads.
 EXCLUDED = (
@@ -425,16 +425,16 @@ class BitStack:
 
     def save(self, path: str | Path) -> Path:
         """Write masks, tasks and locked weights to one safetensors file, whole or not at all."""
-        path = Path(path)
+        path = Path(path).expanduser()
         tensors = {f"values:{self._names[name]}": kept for name, kept in self.frozen.items()}
         for i, bits in enumerate(self._task_bits):
             tensors |= {f"{i}:{self._names[name]}": b for name, b in bits.items()}
         exclude = None if self._by_kind else self.exclude
         facts = {"sparsity": self.sparsity, "exclude": exclude, "tasks": self.tasks}
-        facts = json.dumps(facts | {"shapes": self._shapes()})
+        facts = json.dumps({"seal": NO_SEAL, **facts, "shapes": self._shapes()})
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            write_atomic(path, safetensors.torch.save(tensors, {"bitstack": facts}))
+            write_atomic(path, sealed(safetensors.torch.save(tensors, {"bitstack": facts})))
         except OSError as error:
             raise SkillStackError(f"cannot write {path}: {explain(error)}") from None
         return path
@@ -447,15 +447,13 @@ class BitStack:
         Raises `SkillStackError` if the file is damaged or belongs to another model, which is then
         left as it was, without a hook.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
+        content = read_bytes(path)
+        facts = metadata(path, content, "bitstack", "BitStack")
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["bitstack"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = safetensors.torch.load(content)
             bitstack = cls(model, facts["sparsity"], facts["exclude"])
             bitstack._take(facts["tasks"], facts["shapes"], tensors)
-        except FileNotFoundError:
-            raise SkillStackError(f"{path} is missing") from None
         except Exception as error:  # whatever a damaged file makes its readers raise
             known = "" if isinstance(error, SkillStackError) else "holds no BitStack: "
             raise SkillStackError(f"{path} {known}{error}") from None

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from .config import TrainingConfig
 from .errors import SkillStackError, checked_texts
-from .files import digest, file_sha256, read_json
+from .files import digest, file_sha256, locked, read_json
 from .frames import weights_digest
 
 SCHEMA = 1
@@ -158,8 +158,9 @@ def remove(stack, name: str, retrain: Mapping | None = None) -> dict:
     stack.backbone.forget()
     stack._packed.clear()
     if folder:
-        stack._write_manifest(folder, stack.frames)  # from here on nothing of it is opened
-        _sweep(folder, renamed)
+        with locked(folder):
+            stack._write_manifest(folder, stack.frames)  # from here on nothing of it is opened
+            _sweep(folder, renamed)
     return {
         "schema_version": SCHEMA,
         "removed": name,
@@ -215,6 +216,8 @@ def _sweep(folder: Path, names: Mapping) -> None:
     """Delete the folders of removed frames, and saved routers that know them and cannot forget."""
     for name in names:
         shutil.rmtree(folder / "frames" / name, ignore_errors=True)
-    for path in sorted((folder / "routers").glob("*/router.json")):
-        if not set(names).isdisjoint(read_json(path, ("state",))["state"].get("frames_", ())):
-            shutil.rmtree(path.parent)
+    from .routers import read_saved, saved_in
+
+    for saved in saved_in(folder):
+        if not set(names).isdisjoint(read_saved(saved)[1]["state"].get("frames_", ())):
+            shutil.rmtree(saved)

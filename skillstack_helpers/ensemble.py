@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from .errors import SkillStackError, checked_name
-from .files import read_json, write_atomic
+from .files import read_json, sealed_json, write_atomic
 
 SHARES = ("own", "family", "half", "learned")
 _FLOOR = 0.01  # a frame whose share of an answer is smaller is not asked
@@ -144,7 +143,7 @@ class Mixture:
         """Write it as JSON."""
         facts = {"label_names": self.label_names, "shares": self.shares}
         facts |= {"weights": self.weights.tolist(), "temperatures": self.temperatures.tolist()}
-        write_atomic(Path(path), json.dumps(facts, indent=1) + "\n")
+        write_atomic(Path(path), sealed_json(facts))
 
     @classmethod
     def load(cls, path: str | Path) -> Mixture:

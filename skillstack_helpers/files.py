@@ -10,21 +10,32 @@ import importlib.util
 import json
 import os
 import platform
+import re
+import shutil
 import ssl
+import stat
 import subprocess
 import sys
-import tempfile
+import textwrap
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import SkillStackError
 
 LARGE = 1 << 26  # bytes of a file from which on hashing it takes noticeable time
+LONGEST_JSON = 1 << 27  # bytes of a JSON file or of a safetensors header, beyond any honest one
+NO_SEAL = "0" * 64
+# The quotes are escaped in a safetensors header.
+_SEAL = re.compile(rb'\\?"seal\\?": ?\\?"([0-9a-f]{64})\\?"')
+_SEAL_WITHIN = 256  # bytes: it is the first key
+_ASIDE = re.compile(r"\.skillstack-([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp")
 HUB_SECONDS = 3.0  # that the hub may take for its first answer
 PIP_ASIDES = ("WARNING:", "DEPRECATION:", "[notice]", "note:", "hint:")  # never why pip failed
 
@@ -49,33 +60,145 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def aside(folder: Path) -> Path:
+    """A path in a folder for what is being written: named after its process, see `sweep`."""
+    return folder / f".skillstack-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp"
+
+
+def sweep(folder: Path, locked: bool = False) -> None:
+    """Delete what killed processes left half-written in a folder, nothing below it. What belongs
+    to a process that may still live stays, unless the caller holds the lock of the folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if found := _ASIDE.fullmatch(path.name):
+            machine, process = found.groups()
+            if locked or (machine == _machine() and not _lives(int(process))):
+                with contextlib.suppress(FileNotFoundError):  # another one sweeps too
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@functools.cache
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file in one step that survives a crash: all of the content or the old file."""
-    data = content.encode() if isinstance(content, str) else content
-    descriptor, aside = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
+    data, new = content.encode() if isinstance(content, str) else content, aside(path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with new.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(aside, 0o644)  # mkstemp makes it private
-        os.replace(aside, path)
+        os.replace(new, path)
         sync(path.parent)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path, seconds: float = 60.0) -> Iterator[None]:
+    """One writer at a time in a folder; an error in one line if another one does not get ready.
+
+    The lock is the system's own on the file ``.lock``, so a killed process leaves none behind.
+    """
+    import filelock
+
+    lock = filelock.FileLock(folder / ".lock", timeout=seconds, is_singleton=True)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise SkillStackError(f"another process is writing to {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ---------------------------------------------------------------------- digests
+
+
+def sealed(content: str | bytes) -> bytes:
+    """A JSON text whose first key is ``"seal": NO_SEAL``, or a safetensors file with such a text
+    among its metadata, with the SHA-256 of all of it in that place."""
+    data = content.encode() if isinstance(content, str) else content
+    return data.replace(NO_SEAL.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def sealed_json(fields: Mapping) -> bytes:
+    """A JSON file that holds its own digest, see `read_json`."""
+    return sealed(json.dumps({"seal": NO_SEAL, **fields}, indent=1) + "\n")
+
+
+def check_seal(path: Path, content: bytes) -> None:
+    """Raise `SkillStackError` if a sealed file's content is not what was written; files of earlier
+    versions have no seal."""
+    if found := _SEAL.search(content, 0, _SEAL_WITHIN):
+        whole, view = hashlib.sha256(), memoryview(content)
+        for part in (view[: found.start(1)], NO_SEAL.encode(), view[found.end(1) :]):
+            whole.update(part)
+        if whole.hexdigest().encode() != found[1]:
+            raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
+
+
+def read_bytes(path: Path, sha256: str | None = None, most: int | None = None) -> bytes:
+    """The content of a plain file, or of one behind a link; a pipe is not waited for.
+
+    Raises `SkillStackError` naming the file if it cannot be read, is none, is longer than `most`
+    bytes, or has another digest; of a large one before its content is in memory.
+    """
+    with _plain(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if most is not None and size > most:
+            raise SkillStackError(f"{path} has {size:,} bytes, which nothing here writes")
+        if sha256 is not None and size >= LARGE and _digest(stream) != sha256:
+            raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
+        stream.seek(0)
+        content = stream.read()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
+    return content
+
+
+@contextlib.contextmanager
+def _plain(path: Path):
+    try:
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise SkillStackError(f"{path} is not a plain file")
+        with open(descriptor, "rb") as stream:
+            yield stream
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ValueError as error:  # a NUL in the name
+        if isinstance(error, SkillStackError):
+            raise
+        raise SkillStackError(f"{str(path)!r} cannot be a file's name") from None
+
+
+def _digest(stream) -> str:
+    total = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        total.update(block)
+    return total.hexdigest()
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file; an error that names it if it is missing."""
-    total = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                total.update(block)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    return total.hexdigest()
+    with _plain(path) as stream:
+        return _digest(stream)
 
 
 def kept_sha256(path: Path) -> str:
@@ -103,20 +226,94 @@ def digest(array) -> str:
     return hashlib.sha256(header + array.tobytes()).hexdigest()
 
 
-def read_json(path: Path, keys: Sequence[str] = ()) -> dict:
-    """A JSON object that has these keys; an error that names the file where it is anything else."""
+def read_json(path: Path, keys: Sequence[str] = (), sha256: str | None = None) -> dict:
+    """A JSON object that has these keys, without its seal; an error that names the file where it
+    is anything else, or where seal or digest do not fit, which is seen before it is parsed."""
+    content = read_bytes(path, sha256, LONGEST_JSON)
+    check_seal(path, content)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SkillStackError(f"{path} is missing") from None
+        fields = json.loads(content)
     except (ValueError, RecursionError):
         raise SkillStackError(f"{path} is not valid JSON (truncated or edited?)") from None
-    except OSError as error:
-        raise SkillStackError(f"{path}: {explain(error)}") from None
     missing = [key for key in keys if not isinstance(fields, dict) or key not in fields]
     if missing:
         raise SkillStackError(f"{path} has no {missing[0]!r} (truncated or edited?)")
+    if isinstance(fields, dict):
+        fields.pop("seal", None)
     return fields
+
+
+def metadata(path: Path, content: bytes, key: str, what: str) -> dict:
+    """The JSON object that a sealed safetensors file has among its metadata; what: in an error."""
+    check_seal(path, content)
+    length = int.from_bytes(content[:8], "little")
+    try:
+        if len(content) < 8 or length > min(len(content) - 8, LONGEST_JSON):
+            raise ValueError("its header is cut off")
+        fields = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][key])
+        fields.pop("seal", None)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise SkillStackError(f"{path} holds no {what} (truncated or edited?)") from None
+    return fields
+
+
+# ---------------------------------------------------------------------- what is in a JSON file
+
+
+class Rule(NamedTuple):
+    """What a value from a file must be, in words, and whether one is."""
+
+    words: str
+    holds: Callable[[object], bool]
+
+
+TEXT = Rule("a string", lambda value: isinstance(value, str))
+OBJECT = Rule("an object", lambda value: isinstance(value, dict))
+LIST = Rule("a list", lambda value: isinstance(value, list))
+SHA256 = Rule("a SHA-256", lambda v: isinstance(v, str) and bool(re.fullmatch("[0-9a-f]{64}", v)))
+
+
+def whole(low: int, high: int) -> Rule:
+    """An integer in [low, high]."""
+    words = f"a whole number from {low} to {high}"
+    return Rule(words, lambda value: type(value) is int and low <= value <= high)
+
+
+def number(low: float, high: float) -> Rule:
+    """A number in [low, high]."""
+    words = f"a number from {low:g} to {high:g}"
+    return Rule(words, lambda value: type(value) in (int, float) and low <= value <= high)
+
+
+def or_none(rule: Rule) -> Rule:
+    """Null, or what the rule says."""
+    return Rule(f"null or {rule.words}", lambda value: value is None or rule.holds(value))
+
+
+def list_of(rule: Rule, least: int = 0) -> Rule:
+    """A list of at least so many values of which each is what the rule says."""
+    words = f"a list of which each is {rule.words}" + f", at least {least}" * (least > 0)
+
+    def holds(value) -> bool:
+        return isinstance(value, list) and len(value) >= least and all(map(rule.holds, value))
+
+    return Rule(words, holds)
+
+
+def check_fields(where: str, fields: Mapping, rules: Mapping[str, Rule], optional=()) -> None:
+    """Raise `SkillStackError` for the first key that is missing or not what its rule says; of the
+    `optional` ones, those that are missing are not asked for. Keys without a rule are ignored."""
+    for key, rule in rules.items():
+        if key not in fields:
+            if key in optional:
+                continue
+            raise SkillStackError(f"{where} has no {key!r} (truncated or edited?)")
+        if not rule.holds(fields[key]):
+            found = textwrap.shorten(repr(fields[key]), 40, placeholder=" ...")
+            raise SkillStackError(f"{where}: {key!r} is {found}, not {rule.words}")
+
+
+# ---------------------------------------------------------------------- where files come from
 
 
 def cache_dir() -> Path:

@@ -16,12 +16,11 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType, NoneType
+from types import MappingProxyType
 from typing import NamedTuple
 
 import safetensors
@@ -30,7 +29,25 @@ from torch import Tensor
 
 from .backbones import Backbone
 from .errors import SkillStackError
-from .files import digest, file_sha256, read_json, sync, unreadable
+from .files import (
+    OBJECT,
+    SHA256,
+    TEXT,
+    Rule,
+    aside,
+    check_fields,
+    digest,
+    file_sha256,
+    list_of,
+    number,
+    or_none,
+    read_bytes,
+    read_json,
+    sealed_json,
+    sync,
+    unreadable,
+    whole,
+)
 
 SCHEMA = 1
 ADAPTER, HEAD = "adapter_model.safetensors", "head.safetensors"
@@ -39,21 +56,48 @@ NAME = re.compile(r"[a-z0-9_-]{1,64}")
 RESIDENT = 1 << 28  # bytes of weights read from disk that are kept, over all stacks of the process
 _BARE = "base_model.model."  # PEFT's prefix of adapter names on a bare AutoModel
 _SCORE = _BARE + "score.weight"  # where plain PEFT expects a decoder's head
+NAMED = Rule(
+    f"a frame's name, {NAME.pattern}", lambda v: isinstance(v, str) and bool(NAME.fullmatch(v))
+)
 # What frame.json says of a frame, in this order, beside the hashes.
 _FACTS = {
-    "name": str,
-    "task": str,
-    "label_names": list,
-    "parent": (str, NoneType),
-    "metrics": dict,
-    "training": dict,
-    "data": dict,
-    "losses": list,
-    "seconds": (int, float),
-    "versions": dict,
-    "prefix": str,
+    "name": NAMED,
+    "task": TEXT,
+    "label_names": list_of(TEXT, 1),
+    "parent": or_none(NAMED),
+    "metrics": OBJECT,
+    "training": OBJECT,
+    "data": OBJECT,
+    "losses": list_of(Rule("a number", lambda value: type(value) in (int, float))),
+    "seconds": number(0, 1e12),
+    "versions": OBJECT,
+    "prefix": TEXT,
 }
-_MORE_FACTS = {"storage": dict, "prompt": (str, NoneType), "calibration": list}  # of some frames
+_PROMPT = Rule(
+    "a text with one place for a text",
+    lambda value: isinstance(value, str) and value.count("{text}") == 1,
+)
+_MORE_FACTS = {  # of some frames
+    "storage": OBJECT,
+    "prompt": or_none(_PROMPT),
+    "calibration": list_of(number(0, 1)),
+}
+_SLOT = {"lora_r": whole(1, 1 << 16), "lora_alpha": whole(1, 1 << 30)}
+LAYER = or_none(whole(1, 1 << 16))
+_FORM = Rule("int8 or basis", lambda value: value in ("int8", "basis"))
+# What is read of the objects in it; other keys are for people.
+_INSIDE = {
+    "training": _SLOT | {"max_length": whole(1, 1 << 24), "first_adapted_layer": LAYER},
+    "metrics": {"accuracy": number(0, 1), "n": whole(0, 1 << 40), "before": OBJECT},
+    "data": {"source": TEXT, "template": TEXT, "fingerprint": TEXT, "train_fingerprint": TEXT},
+    "storage": _SLOT | {"format": _FORM, "shares": or_none(NAMED)},
+}
+_LEFT_OUT = {  # by older versions, or where it is not so
+    "training": ("first_adapted_layer",),
+    "metrics": _INSIDE["metrics"],
+    "data": _INSIDE["data"],
+    "storage": ("format", "shares"),
+}
 
 
 class Weights(NamedTuple):
@@ -220,21 +264,21 @@ def write_frame(frame: Frame, folder: Path, backbone: Backbone) -> Frame:
         if not same and weights_digest(saved) != weights_digest(frame):
             raise SkillStackError(f"{folder} holds another frame; frames are never overwritten")
         return _saved(frame, folder, saved.sha256, saved.listed)
-    aside = Path(tempfile.mkdtemp(prefix=f".tmp-{frame.name}-", dir=folder.parent))
+    new = aside(folder.parent)
     try:
-        _write_tensors(frame, aside, backbone)
-        digests = {p.name: file_sha256(p) for p in sorted(aside.iterdir())}
+        new.mkdir()
+        _write_tensors(frame, new, backbone)
+        digests = {p.name: file_sha256(p) for p in sorted(new.iterdir())}
         fields = {"schema_version": SCHEMA} | frame.facts() | {"sha256": digests}
-        (aside / "frame.json").write_text(json.dumps(fields, indent=1) + "\n")
-        for path in aside.iterdir():
+        (new / "frame.json").write_bytes(sealed_json(fields))
+        for path in new.iterdir():
             sync(path)
-        sync(aside)
-        listed = file_sha256(aside / "frame.json")
-        os.chmod(aside, 0o755)  # mkdtemp makes it private
-        os.rename(aside, folder)
+        sync(new)
+        listed = file_sha256(new / "frame.json")
+        os.rename(new, folder)
         sync(folder.parent)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         raise
     return _saved(frame, folder, digests, listed)
 
@@ -294,58 +338,46 @@ def _write_tensors(frame: Frame, folder: Path, backbone: Backbone) -> None:
 # ---------------------------------------------------------------------- reading
 
 
-def read_schema(path: Path, types: Mapping[str, type | tuple]) -> dict:
-    """A JSON file of this version with keys of these types, or an error that names what is not."""
-    fields = read_json(path, ("schema_version", *types))
+def read_schema(path: Path, rules: Mapping[str, Rule], sha256: str | None = None) -> dict:
+    """A JSON file of this version (with this digest) whose keys are what these rules say, or an
+    error that names what is not."""
+    fields = read_json(path, ("schema_version",), sha256)
     if fields["schema_version"] != SCHEMA:
         raise SkillStackError(
             f"{path} has schema {fields['schema_version']!r}, this version reads {SCHEMA}"
         )
-    for key, kind in types.items():
-        if not isinstance(fields[key], kind):
-            names = {dict: "an object", list: "a list", str: "a string"}
-            raise SkillStackError(f"{path}: {key!r} is not {names.get(kind, 'of its type')}")
+    check_fields(str(path), fields, rules)
     return fields
 
 
-def read_frame(folder: Path) -> Frame:
-    """One frame's folder; the weights are read when they are used."""
+def read_frame(folder: Path, sha256: str | None = None) -> Frame:
+    """One frame's folder, whose frame.json has this digest; the weights are read when they are
+    used."""
     check_frame_name(folder.name)
     if folder.is_symlink() or not folder.is_dir():
         raise SkillStackError(f"{folder} is missing or not a plain folder")
     path = folder / "frame.json"
-    fields = read_schema(path, _FACTS | {"sha256": dict})
-    storage, prompt = fields.get("storage", {}), fields.get("prompt")
+    fields = read_schema(path, _FACTS | {"sha256": OBJECT}, sha256)
+    check_fields(str(path), fields, _MORE_FACTS, _MORE_FACTS)
+    for key, rules in _INSIDE.items():
+        if key != "storage" or fields.get(key):  # none: plain LoRA
+            check_fields(f"{path}: {key}", fields[key], rules, _LEFT_OUT[key])
+    storage = fields.get("storage", {})
     if fields["name"] != folder.name:
         raise SkillStackError(f"{path} is frame {fields['name']!r}, not {folder.name!r}")
-    if not isinstance(storage, dict):
-        raise SkillStackError(f"{path}: 'storage' is not an object")
-    for shape, keys in (
-        ("training", ("lora_r", "lora_alpha", "max_length")),
-        ("storage", ("lora_r", "lora_alpha") if storage else ()),
-    ):
-        for key in keys:
-            if type(fields[shape].get(key)) is not int:
-                raise SkillStackError(f"{path}: {shape} has no integer {key!r}")
-    if storage.get("format", "int8") not in ("int8", "basis"):
-        raise SkillStackError(f"{path}: unknown storage format {storage['format']!r}")
-    if storage.get("shares") is not None:
-        check_frame_name(storage["shares"])
-    if prompt is not None and (not isinstance(prompt, str) or prompt.count("{text}") != 1):
-        raise SkillStackError(f"{path}: 'prompt' has no place for a text")
-    known = fields.get("calibration", [])
-    if not isinstance(known, list) or not all(type(x) is float and 0 <= x <= 1 for x in known):
-        raise SkillStackError(f"{path}: 'calibration' is not a list of numbers from 0 to 1")
+    if len(set(fields["label_names"])) < len(fields["label_names"]):
+        raise SkillStackError(f"{path}: 'label_names' has a name twice")
     needed = HEAD if "format" in storage or storage.get("shares") else ADAPTER
     if needed not in fields["sha256"]:
         raise SkillStackError(f"{path}: sha256 does not list {needed}")
     for name in fields["sha256"]:
-        if Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise SkillStackError(f"{path} lists a file outside: {name!r}")
+    check_fields(f"{path}: sha256", fields["sha256"], dict.fromkeys(fields["sha256"], SHA256))
     known = {key: fields[key] for key in (*_FACTS, *_MORE_FACTS, "sha256") if key in fields}
     frozen = {k: MappingProxyType(v) if isinstance(v, dict) else v for k, v in known.items()}
     frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in frozen.items()}
-    return Frame(**frozen, folder=folder, listed=file_sha256(path))
+    return Frame(**frozen, folder=folder, listed=sha256 or file_sha256(path))
 
 
 def _tensor_bytes(path: Path) -> int:
@@ -358,15 +390,12 @@ def _tensor_bytes(path: Path) -> int:
         raise unreadable(path, error) from None
 
 
-def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+def _load_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
     """The tensors of a file with this digest, in memory of their own: were the file mapped, who
     writes into it would change a frame in use, and who cuts it would end the process."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
+    if sha256 is None:
+        raise SkillStackError(f"{path.parent / 'frame.json'}: sha256 does not list {path.name}")
+    content = read_bytes(path, sha256)
     try:
         return safetensors.torch.load(content)
     except (ValueError, safetensors.SafetensorError) as error:
@@ -418,12 +447,22 @@ def _read_weights(frame: Frame) -> Weights:
         raise SkillStackError(
             f"{path}: the head does not have {len(frame.label_names)} classes: {shape}"
         )
+    if head.keys() - {"weight", "bias"} or ("bias" in head and head["bias"].shape != shape[:1]):
+        raise SkillStackError(f"{path}: the head is not a weight and a bias of its classes")
     if not plain:
         try:
             tensors = unpack(tensors, storage["format"])
         except (KeyError, RuntimeError) as error:
             raise SkillStackError(f"{frame.folder / file}: not a packed adapter: {error}") from None
     lora = {name.replace(frame.prefix, _BARE, 1): tensor for name, tensor in tensors.items()}
+    for name, tensor in lora.items():  # before a slot of that rank is made
+        ranks = {"A": tensor.shape[:1], "B": tensor.shape[1:]}
+        which = name.partition(".lora_")[2][:1]
+        if tensor.ndim != 2 or list(ranks.get(which, ())) != [frame.slot[0]]:
+            raise SkillStackError(
+                f"{frame.folder / file}: {name} is {tuple(tensor.shape)}, "
+                f"not of rank {frame.slot[0]}"
+            )
     return Weights(MappingProxyType(lora), MappingProxyType(head))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .backbones import Backbone
 from .errors import SkillStackError, first_line
-from .files import file_sha256, hub_reachable, read_json
+from .files import hub_reachable, read_json
 from .frames import ADAPTER, NAME, Frame
 from .tasks import TASKS
 
@@ -47,6 +47,8 @@ def upload(stack, repo_id: str, private: bool | None = None, token: str | None =
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    from .routers import files_of
+
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -72,8 +74,8 @@ def upload(stack, repo_id: str, private: bool | None = None, token: str | None =
             if "stack.json" in there:
                 _check_grown(repo_id, api.hf_hub_download(repo_id, "stack.json"), files)
             for name, (folder, _) in routers.items():
-                for file in ("router.json", "arrays.safetensors"):
-                    files[f"routers/{name}/{file}"] = folder / file
+                for file in files_of(folder):
+                    files[f"routers/{name}/{file.name}"] = file
             if "README.md" in there and MADE not in Path(
                 api.hf_hub_download(repo_id, "README.md")
             ).read_text(encoding="utf-8"):
@@ -117,20 +119,19 @@ def _check_grown(repo_id: str, there: str, files: Mapping) -> None:
 def _saved_routers(stack) -> dict[str, tuple[Path, int]]:
     """Of every router beside the stack's frames its folder, and of how many words and letter
     sequences its file shows that its texts hold them."""
+    from .routers import read_saved, saved_in
+
     roots = {frame.folder.parents[1] for frame in stack.frames if frame.folder is not None}
     found = {}
-    for path in sorted(next(iter(roots)).glob("routers/*/router.json")) if len(roots) == 1 else ():
-        fields = read_json(path, ("state", "sha256"))
-        arrays = path.with_name("arrays.safetensors")
-        if file_sha256(arrays) != fields["sha256"]:
-            raise SkillStackError(f"{arrays} was changed or cut off (SHA-256 differs)")
+    for folder in saved_in(next(iter(roots))) if len(roots) == 1 else ():
+        _, fields, _ = read_saved(folder)
         state = {key: value for key, value in fields["state"].items() if key != "frames_"}
-        if NAME.fullmatch(path.parent.name):
+        if NAME.fullmatch(folder.name):
             terms = sum(1 for _ in _strings(state))
             hashed = state.get("vectorizers_")  # who guesses a word can see whether it is there
             if isinstance(hashed, list):
                 terms += sum(n for n in hashed if isinstance(n, int))
-            found[path.parent.name] = path.parent, terms
+            found[folder.name] = folder, terms
     return found
 
 

@@ -31,9 +31,26 @@ from .config import TrainingConfig
 from .conformal import threshold
 from .ensemble import Mixture
 from .errors import SkillStackError, checked_texts, did_you_mean
-from .files import digest, explain, versions, write_atomic
+from .files import (
+    NO_SEAL,
+    OBJECT,
+    SHA256,
+    TEXT,
+    check_fields,
+    digest,
+    explain,
+    list_of,
+    locked,
+    or_none,
+    sealed,
+    sweep,
+    versions,
+    write_atomic,
+)
 from .frames import (
+    LAYER,
     NAME,
+    NAMED,
     SCHEMA,
     Frame,
     ListedFrame,
@@ -54,6 +71,8 @@ PRECISION = ("dtype", "quantization")  # of a backbone's identity
 PACKED_BYTES = 256 << 20  # of adapters that are kept ready to answer
 AT_A_TIME = 1024  # texts that are routed and answered together
 LATEST = "(latest)"  # the frame that was learned last; no frame can be called so
+_MORE = {"first_adapted_layer": LAYER, "dropped": OBJECT, "decisions": list_of(OBJECT)}
+_DECISION = {"kind": TEXT, "frames": list_of(TEXT), "by": or_none(TEXT), "replaced": OBJECT}
 
 
 class Prediction(NamedTuple):
@@ -86,6 +105,8 @@ class SkillStack:
         # Of the saved stack, where the backbone has another: {"dtype", "quantization"}.
         self._precision: dict[str, str | None] = {}
         self._packed: OrderedDict[tuple[Frame, int], Tensor] = OrderedDict()
+        # What stack.json said when it was last read or written here: folder -> names, decisions.
+        self._seen: dict[Path, tuple[tuple[str, ...], str]] = {}
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -120,7 +141,7 @@ class SkillStack:
         new = SkillStack(self.backbone)
         new.frames = list(self.frames if frames is None else frames)
         new.dropped, new.decisions = copy.deepcopy((self.dropped, self.decisions))
-        new._precision = self._precision
+        new._precision, new._seen = self._precision, dict(self._seen)
         return new
 
     def __deepcopy__(self, memo) -> SkillStack:
@@ -245,8 +266,9 @@ class SkillStack:
     def activate(self, frame: str, head: str | None = None) -> LinearHead | PromptHead:
         """Copy a frame's adapter into the backbone's slot; returns its head, or that of `head`."""
         adapter, holder = self[frame], self[head or frame]
+        lora = adapter.weights().lora  # read, and so of that rank, before there is a slot
         self.backbone.attach(*adapter.slot)
-        self.backbone.write_lora(adapter.weights().lora, str(adapter.folder or adapter.name))
+        self.backbone.write_lora(lora, str(adapter.folder or adapter.name))
         if holder.prompt is not None:
             return PromptHead(self.backbone, holder.label_names, holder.prompt)
         return self._head(holder)
@@ -557,39 +579,73 @@ class SkillStack:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the stack; frames that are already there are left alone.
 
-        A frame's folder appears whole or not at all. Raises `SkillStackError` when the folder
-        holds another stack, or when the disk refuses; what was saved before stays valid.
+        A frame's folder appears whole or not at all. One process writes at a time; frames that
+        another one has added since this stack was opened from the folder, or saved in it, are kept,
+        and stand in `frames` before those that are new here. Raises `SkillStackError` when the
+        folder holds another stack, or when the disk refuses; what was saved before stays valid.
         """
         folder = Path(folder).expanduser()
-        path = folder / "frames"
-        here = [f for f in self.frames if os.path.dirname(f.folder or "") == str(path)]
-        mine = {frame.name: frame.listed for frame in here}  # on disk already, and not read again
-        if (folder / "stack.json").exists():
-            there = read_manifest(folder)["frames"]
-            ours = [frame.name for frame in self.frames]
-            if [entry["name"] for entry in there] != ours[: len(there)] or any(
-                mine.get(entry["name"], entry["sha256"]) != entry["sha256"] for entry in there
-            ):
-                raise SkillStackError(f"{folder} holds another stack; choose an empty folder")
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            for stale in (*folder.glob(".tmp-*"), *folder.glob("frames/.tmp-*")):  # of killed ones
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
-            if not (folder / "stack.json").exists():
-                self._write_manifest(folder, [])  # so that a first frame can be found and adopted
-            whole = set(os.listdir(path))
-            for i, frame in enumerate(self.frames):
-                if frame.name not in mine or frame.name not in whole:
-                    self.frames[i] = write_frame(frame, path / frame.name, self.backbone)
-            self._write_manifest(folder, self.frames)
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder):
+                self._save(folder)
         except OSError as error:
             raise SkillStackError(f"cannot save the stack in {folder}: {explain(error)}") from None
         return folder
 
+    def _save(self, folder: Path) -> None:
+        """`save_pretrained`, behind the folder's lock."""
+        path = folder / "frames"
+        here = [f for f in self.frames if os.path.dirname(f.folder or "") == str(path)]
+        mine = {frame.name: frame.listed for frame in here}  # on disk already, and not read again
+        if (folder / "stack.json").exists():
+            self._take_in(folder, mine)
+        path.mkdir(exist_ok=True)
+        sweep(folder, locked=True)
+        sweep(path, locked=True)
+        if not (folder / "stack.json").exists():
+            self._write_manifest(folder, [])  # so that a first frame can be found and adopted
+        whole = set(os.listdir(path))
+        for i, frame in enumerate(self.frames):
+            if frame.name not in mine or frame.name not in whole:
+                self.frames[i] = write_frame(frame, path / frame.name, self.backbone)
+        self._write_manifest(folder, self.frames)
+
+    def _take_in(self, folder: Path, mine: Mapping[str, str]) -> None:
+        """Take in what other processes have added to a folder; raises if it is another stack's.
+        mine: frames that are known to lie there, name -> SHA-256."""
+        manifest = read_manifest(folder)
+        names, decided = self._seen.get(folder.resolve(), (None, None))
+        there, ours = manifest["frames"], [frame.name for frame in self.frames]
+        if names is not None and decided != _decided(manifest):
+            raise SkillStackError(
+                f"{folder}: another process has dropped or removed frames: open the stack again"
+            )
+        foreign = [e for e in there if names is not None and e["name"] not in names]
+        if taken := [entry["name"] for entry in foreign if entry["name"] in self._new(mine)]:
+            raise SkillStackError(
+                f"{folder}: another process has saved a frame {taken[0]!r}: grow it with name="
+            )
+        foreign = [entry for entry in foreign if entry["name"] not in ours]
+        known = there[: len(there) - len(foreign)]
+        if [entry["name"] for entry in known] != ours[: len(known)] or any(
+            mine.get(entry["name"], entry["sha256"]) != entry["sha256"] for entry in known
+        ):
+            raise SkillStackError(f"{folder} holds another stack; choose an empty folder")
+        if foreign:
+            listed = {frame.name: frame for frame in self.frames[: len(known)]}
+            first = manifest.get("first_adapted_layer")
+            _list(folder, foreign, listed, self.dropped, first)
+            self.frames[: len(known)] = listed.values()
+
+    def _new(self, mine: Mapping[str, str]) -> set[str]:
+        """Names of frames that are not on disk there."""
+        return {frame.name for frame in self.frames} - mine.keys()
+
     def _write_manifest(self, folder: Path, frames: Sequence[Frame]) -> None:
         listed = [{"name": frame.name, "sha256": frame.listed} for frame in frames]
         backbone = self.backbone.identity() | self._precision
-        manifest = {"schema_version": SCHEMA, "backbone": backbone, "frames": []}
+        manifest = {"seal": NO_SEAL, "schema_version": SCHEMA, "backbone": backbone, "frames": []}
         if frames and (first := self.first_adapted_layer) is not None:
             manifest["first_adapted_layer"] = first
         # Decisions speak of frames that are listed, what was removed of those that must not be.
@@ -600,7 +656,8 @@ class SkillStack:
         if listed:  # a line each: json indents slowly, and there may be a thousand
             lines = ",\n  ".join(map(json.dumps, listed))
             text = text.replace('"frames": []', f'"frames": [\n  {lines}\n ]', 1)
-        write_atomic(folder / "stack.json", text)
+        write_atomic(folder / "stack.json", sealed(text))
+        self._seen[folder.resolve()] = tuple(e["name"] for e in listed), _decided(manifest)
 
     @classmethod
     def open(
@@ -651,18 +708,11 @@ class SkillStack:
             now = _named(backbone.identity())
             print(f"{folder}: trained in {_named(made_with)}, used in {now}")
         stack.dropped, stack.decisions = manifest.get("dropped", {}), manifest.get("decisions", [])
-        first = manifest.get("first_adapted_layer")
+        names = tuple(entry["name"] for entry in manifest["frames"])
+        stack._seen[folder.resolve()] = names, _decided(manifest)
         frames, listed = folder / "frames", {}
-        there = {entry.name: entry for entry in os.scandir(frames)} if frames.is_dir() else {}
-        for entry in manifest["frames"]:
-            name, sha256 = entry["name"], entry["sha256"]
-            path = frames / name
-            if name in listed:
-                raise SkillStackError(f"{folder / 'stack.json'}: name {name!r} is taken")
-            if name not in there or not there[name].is_dir(follow_symlinks=False):
-                raise SkillStackError(f"{path} is missing or not a plain folder")
-            read = partial(_read_listed, path, sha256, listed, stack.dropped, first)
-            listed[name] = ListedFrame(path, sha256, read)
+        first = manifest.get("first_adapted_layer")
+        there = _list(folder, manifest["frames"], listed, stack.dropped, first)
         stack.frames = list(listed.values())
         more = sorted(name for name in there.keys() - listed.keys() if NAME.fullmatch(name))
         removed = {name for name, entry in stack.dropped.items() if entry.get("removed")}
@@ -679,6 +729,9 @@ class SkillStack:
             _check_place(frame, [f.name for f in stack.frames], stack.dropped)
             frame.verify()
             stack.frames.append(frame)
+        for frame in unlisted:
+            missing = f"its parent {frame.parent!r} is missing"
+            print(f"{frame.folder} is a whole frame, but no part of the stack: {missing}")
         return stack
 
     def push_to_hub(
@@ -712,6 +765,36 @@ def _named(identity: Mapping) -> str:
     return " ".join(str(identity[key]) for key in reversed(PRECISION) if identity.get(key))
 
 
+def _decided(manifest: Mapping) -> str:
+    """What a stack.json says of dropped frames, to be compared."""
+    said = manifest.get("dropped", {}), manifest.get("decisions", [])
+    return json.dumps(said, sort_keys=True)
+
+
+def _list(
+    folder: Path,
+    entries: Sequence[Mapping],
+    listed: dict[str, Frame],
+    dropped: Collection[str],
+    first: int | None,
+) -> dict[str, os.DirEntry]:
+    """Add the frames of these entries of stack.json to those `listed`, unread; returns what lies
+    in the folder ``frames``."""
+    frames = folder / "frames"
+    plain = frames.is_dir() and not frames.is_symlink()
+    there = {entry.name: entry for entry in os.scandir(frames)} if plain else {}
+    for entry in entries:
+        name, sha256 = entry["name"], entry["sha256"]
+        path = frames / name
+        if name in listed:
+            raise SkillStackError(f"{folder / 'stack.json'}: name {name!r} is taken")
+        if name not in there or not there[name].is_dir(follow_symlinks=False):
+            raise SkillStackError(f"{path} is missing or not a plain folder")
+        read = partial(_read_listed, path, sha256, listed, dropped, first)
+        listed[name] = ListedFrame(path, sha256, read)
+    return there
+
+
 def _read_listed(
     path: Path,
     sha256: str,
@@ -721,9 +804,7 @@ def _read_listed(
 ) -> Frame:
     """The frame in a folder, if it is the one that stack.json lists. listed: all of them, in
     order, by name; first: the layer from which on all of them adapt the model."""
-    frame = read_frame(path)
-    if frame.listed != sha256:
-        raise SkillStackError(f"{path / 'frame.json'} was changed (SHA-256 differs)")
+    frame = read_frame(path, sha256)
     if frame.slot[2] != first:
         raise SkillStackError(
             f"{path / 'frame.json'}: first_adapted_layer is {frame.slot[2]}, stack.json has {first}"
@@ -747,19 +828,22 @@ def _check_place(frame: Frame, before: Collection[str], dropped: Collection[str]
 def read_manifest(folder: Path) -> dict:
     """A saved stack's stack.json, checked."""
     path = folder / "stack.json"
-    manifest = read_schema(path, {"backbone": dict, "frames": list})
-    if type(manifest.get("first_adapted_layer")) not in (int, type(None)):
-        raise SkillStackError(f"{path}: 'first_adapted_layer' is not the number of a layer")
+    manifest = read_schema(path, {"backbone": OBJECT, "frames": list_of(OBJECT)})
+    check_fields(str(path), manifest, _MORE, _MORE)
     for entry in manifest["frames"]:
-        if not isinstance(entry, dict) or not {"name", "sha256"} <= entry.keys():
-            raise SkillStackError(f"{path}: 'frames' is not a list of names and hashes")
-        check_frame_name(entry["name"])
+        check_fields(f"{path}: frames", entry, {"name": NAMED, "sha256": SHA256})
     dropped, kept = manifest.get("dropped", {}), {e["name"] for e in manifest["frames"]}
-    if not isinstance(dropped, dict) or not isinstance(manifest.get("decisions", []), list):
-        raise SkillStackError(f"{path}: 'dropped' and 'decisions' are not an object and a list")
+    check_fields(f"{path}: dropped", dropped, dict.fromkeys(dropped, OBJECT))
     for name, entry in dropped.items():
-        if not isinstance(entry, dict) or not {"to", "parent"} <= entry.keys():
-            raise SkillStackError(f"{path}: dropped {name!r} has no 'to' or 'parent'")
+        rules = {"to": or_none(NAMED), "parent": or_none(NAMED)}
+        check_fields(f"{path}: dropped {name!r}", entry, rules)
+    for decision in manifest.get("decisions", []):
+        check_fields(f"{path}: decisions", decision, _DECISION, ("by", "replaced"))
+        replaced = decision.get("replaced", {})
+        check_fields(f"{path}: decisions", replaced, dict.fromkeys(replaced, OBJECT))
+        for old in replaced.values():
+            rules = {"folder": or_none(TEXT), "weights_sha256": SHA256}
+            check_fields(f"{path}: decisions: replaced", old, rules)
     for name in dropped:
         to = follow(dropped, name, "to")
         gone = to is None and dropped[name].get("removed")

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.numpy
 import torch
 
 from skillstack_helpers.config import TrainingConfig
+from skillstack_helpers.files import NO_SEAL, sealed
 from skillstack_helpers.lab.runs import COLUMNS
 from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.tasks import TASKS, load_task
@@ -202,7 +204,27 @@ def config() -> TrainingConfig:
     return TrainingConfig(epochs=1, lr=5e-3, batch_size=4, lora_r=4, max_length=32, seed=3)
 
 
+def edit_arrays(path: Path, change, said=None) -> None:
+    """Change the arrays of a safetensors file (and what it says of them), and seal it anew."""
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    ((key, text),) = header["__metadata__"].items()
+    fields, arrays = json.loads(text), safetensors.numpy.load(content)
+    change(arrays)
+    if said:
+        said(fields)
+    text = json.dumps(fields | {"seal": NO_SEAL})
+    path.write_bytes(sealed(safetensors.numpy.save(arrays, {key: text})))
+
+
 def edit_json(path: Path, change) -> None:
+    """Change what a JSON file says, or a safetensors file among its metadata, and seal it anew."""
+    if path.suffix == ".safetensors":
+        edit_arrays(path, lambda arrays: None, change)
+        return
     fields = json.loads(path.read_text())
     change(fields)
-    path.write_text(json.dumps(fields))
+    if isinstance(fields, dict) and "seal" in fields:
+        path.write_bytes(sealed(json.dumps(fields | {"seal": NO_SEAL})))
+    else:
+        path.write_text(json.dumps(fields))

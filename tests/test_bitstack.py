@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from skillstack_helpers import SkillStackError
 from skillstack_helpers import bitstack as module
 from skillstack_helpers.bitstack import BitStack, kth_largest, pack, unpack, zero_locked
+from skillstack_helpers.files import NO_SEAL, sealed
 
 
 class Tiny(torch.nn.Module):
@@ -987,7 +988,8 @@ def test_a_damaged_file_is_one_line_and_leaves_the_model_alone(tmp_path, damage)
         facts = json.loads(file.metadata()["bitstack"])
     tensors = safetensors.torch.load_file(path)
     DAMAGE[damage](facts, tensors)
-    safetensors.torch.save_file(tensors, path, {"bitstack": json.dumps(facts)})
+    facts = json.dumps(facts | {"seal": NO_SEAL})  # whoever did it has sealed it
+    path.write_bytes(sealed(safetensors.torch.save(tensors, {"bitstack": facts})))
     model = Tiny(seed=3)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(SkillStackError, match=re.escape(str(path))) as raised:

@@ -1,5 +1,7 @@
 """Answers of many frames: by hand, as properties, and through a stack."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from skillstack_helpers.compression import drop
 from skillstack_helpers.config import TrainingConfig
 from skillstack_helpers.ensemble import SHARES, Mixture
 from skillstack_helpers.errors import SkillStackError
+from skillstack_helpers.files import NO_SEAL, sealed
 from skillstack_helpers.lab.experiment import fit_mixture
 from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.routers import HybridSVMRouter
@@ -112,9 +115,14 @@ def test_saved_and_loaded(tmp_path):
     assert loaded.label_names == mixture.label_names
     np.testing.assert_array_equal(loaded.predict_proba(ROW, ROUTED),
                                   mixture.predict_proba(ROW, ROUTED))  # fmt: skip
-    text = (tmp_path / "mixture.json").read_text()
+    path = tmp_path / "mixture.json"
+    text = path.read_text()
     for old, new in (("1.0", "-1.0"), ('"learned"', '"leaned"'), ('"yes"', "7, 8")):
-        (tmp_path / "mixture.json").write_text(text.replace(old, new, 1))
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(SkillStackError, match="mixture.json was changed"):
+            Mixture.load(path)
+        unsealed = re.sub(r'"seal": "\w+"', f'"seal": "{NO_SEAL}"', text)
+        path.write_bytes(sealed(unsealed.replace(old, new, 1)))
         with pytest.raises(SkillStackError, match="mixture.json is damaged"):
             Mixture.load(tmp_path / "mixture.json")
 

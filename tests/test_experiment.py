@@ -135,7 +135,7 @@ def test_routers_are_fitted_and_saved_where_there_are_none(saved, data_dir, tmp_
     shutil.rmtree(folder / "routers")
     fitted = experiment.stack_routers(stack, folder, data_dir=data_dir)
     assert list(fitted) == ["hybrid_chain", "centroid"]
-    assert (folder / "routers" / "centroid" / "router.json").exists()
+    assert (folder / "routers" / "centroid" / "router.safetensors").exists()
     texts = ["class1 of the", "agnewsword"]
     assert list(fitted["hybrid_chain"].predict(texts)) == list(
         before["hybrid_chain"].predict(texts)

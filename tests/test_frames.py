@@ -190,7 +190,9 @@ def test_a_changed_frame_is_noticed_when_it_is_first_used(few, one):
         stack.chain,
         stack.verify,
     ):
-        with pytest.raises(SkillStackError, match=r"skill002/frame.json was changed \(SHA-256"):
+        with pytest.raises(
+            SkillStackError, match=r"skill002/frame.json was changed or cut off \(SHA-256"
+        ):
             use()
 
 

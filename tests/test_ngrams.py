@@ -1,9 +1,6 @@
-import json
-
 import numpy as np
 import pytest
-import safetensors.numpy
-from conftest import edit_json
+from conftest import edit_arrays, edit_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -163,28 +160,27 @@ def test_routers_saved_with_their_terms_load(fitted, tmp_path):
     arrays |= {"coef_": pipeline[-1].coef_, "intercept_": pipeline[-1].intercept_}
     terms = [v.get_feature_names_out().tolist() for v in vectorizers]
 
-    def older(fields):
-        fields["state"]["vectorizers_"] = terms
-        fields["sha256"] = write_arrays(tmp_path / "new", arrays)
+    path = tmp_path / "new" / "router.safetensors"
 
-    edit_json(tmp_path / "new" / "router.json", older)
+    def older():
+        def change(held):
+            held.clear()
+            held.update({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+
+        edit_arrays(path, change, lambda f: f["state"].update(vectorizers_=terms))
+
+    older()
     loaded = load_router(tmp_path / "new")
     expected = pipeline.decision_function(texts)
     assert np.allclose(loaded.decision_function(texts), expected, rtol=0, atol=1e-10)
     again = load_router(save_router(loaded, tmp_path / "again"))  # saved anew: hashes
     assert np.array_equal(again.decision_function(texts), loaded.decision_function(texts))
     terms[0][1] = terms[0][0]
-    edit_json(tmp_path / "new" / "router.json", older)
-    with pytest.raises(SkillStackError, match=r"router.json is damaged: the n-grams' hashes"):
+    older()
+    with pytest.raises(
+        SkillStackError, match=r"router.safetensors is damaged: the n-grams' hashes"
+    ):
         load_router(tmp_path / "new")
-
-
-def write_arrays(folder, arrays):
-    import hashlib
-
-    content = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
-    (folder / "arrays.safetensors").write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -207,11 +203,18 @@ def write_arrays(folder, arrays):
 )
 def test_malformed_arrays_are_refused(fitted, tmp_path, name, change):
     save_router(fitted[0], tmp_path)
-    arrays = safetensors.numpy.load_file(tmp_path / "arrays.safetensors")
-    fields = json.loads((tmp_path / "router.json").read_text())
-    here = fields["state"] if name in fields["state"] else arrays
-    here[name] = change(here.get(name))
-    fields["sha256"] = write_arrays(tmp_path, {k: v for k, v in arrays.items() if v is not None})
-    (tmp_path / "router.json").write_text(json.dumps(fields))
-    with pytest.raises(SkillStackError, match=r"router\.json is damaged"):
+
+    def changed(here):
+        if name in here or name == "vectorizers_/2":
+            if (value := change(here.get(name))) is None:
+                del here[name]
+            else:
+                here[name] = value
+
+    path = tmp_path / "router.safetensors"
+    if name == "vectorizers_":
+        edit_json(path, lambda fields: changed(fields["state"]))
+    else:
+        edit_arrays(path, changed)
+    with pytest.raises(SkillStackError, match=r"router\.safetensors is damaged"):
         load_router(tmp_path)

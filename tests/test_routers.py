@@ -429,7 +429,7 @@ def test_saved_and_loaded_scores_the_same_bits(name, corpus, live, tmp_path):
     texts, names = corpus
     router = make_router(name, threshold=0.2, seed=5, **live).fit(texts, names)
     save_router(router, tmp_path / "r")
-    assert {p.suffix for p in (tmp_path / "r").iterdir()} == {".json", ".safetensors"}
+    assert {p.suffix for p in (tmp_path / "r").iterdir()} == {".safetensors"}
     loaded = load_router(tmp_path / "r", **live)
     assert np.array_equal(router.decision_function(texts), loaded.decision_function(texts))
     assert loaded.route(texts).equals(router.route(texts))
@@ -449,37 +449,36 @@ def test_a_router_opens_in_a_new_process_without_torch(corpus, tmp_path):
 
 def test_untrusted_folders(corpus, tmp_path):
     save_router(HybridSVMRouter().fit(*corpus), tmp_path)
-    path, arrays = tmp_path / "router.json", tmp_path / "arrays.safetensors"
-    good, bytes_ = path.read_text(), arrays.read_bytes()
+    path = tmp_path / "router.safetensors"
+    good = path.read_bytes()
 
     def refused(words):
         with pytest.raises(SkillStackError, match=words) as caught:
             load_router(tmp_path)
         assert len(str(caught.value).splitlines()) == 1
-        path.write_text(good)
-        arrays.write_bytes(bytes_)
+        path.write_bytes(good)
 
-    arrays.write_bytes(bytes_[:-1])
-    refused("arrays.safetensors was changed")
-    arrays.unlink()
-    refused("arrays.safetensors")
-    path.write_text(good[:40])
-    refused("router.json is not valid JSON")
+    path.write_bytes(good[:-1])
+    refused("router.safetensors was changed")
+    path.unlink()
+    refused("router.safetensors is missing")
+    path.write_bytes(good[:40])
+    refused("router.safetensors holds no router")
     edit_json(path, lambda f: f.update(router="os.system"))
     refused("not a router of this version")
     edit_json(path, lambda f: f["parameters"].update(unknown=1))
-    refused("router.json is damaged")
+    refused("router.safetensors is damaged")
     edit_json(path, lambda f: f["state"].update(__class__="x"))
     refused("unexpected '__class__'")
     for names in (3, [], ["zeta", 1], [None], [1.5]):
         edit_json(path, lambda f, names=names: f["state"].update(frames_=names))
         refused("frames_")
     edit_json(path, lambda f: f["state"]["vectorizers_"].append(["more"]))
-    refused("router.json is damaged")
-    path.write_text(json.dumps([1]))
-    refused("router.json has no 'schema_version'")
+    refused("router.safetensors is damaged")
+    edit_json(path, lambda f: f.pop("schema_version"))
+    refused("router.safetensors has no 'schema_version'")
     assert load_router(tmp_path).frames_ == ORDER
-    with pytest.raises(SkillStackError, match="router.json is missing"):
+    with pytest.raises(SkillStackError, match="router.safetensors is missing"):
         load_router(tmp_path / "nowhere")
 
 
@@ -729,7 +728,7 @@ def test_parameters_of_version_0_1_load(name, corpus, live, tmp_path):
         if "min_confidence" in parameters:
             parameters["threshold"] = parameters.pop("min_confidence")
 
-    edit_json(tmp_path / "router.json", older)
+    edit_json(tmp_path / "router.safetensors", older)
     loaded = load_router(tmp_path, **live)
     assert loaded.get_params() == router.get_params()
     assert loaded.route(texts).equals(router.route(texts))

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import json
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +16,7 @@ from huggingface_hub import HfApi, ModelCard, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError
 
 from skillstack_helpers import SkillStackError, compression, frames, sharing
-from skillstack_helpers.files import digest
+from skillstack_helpers.files import digest, metadata
 from skillstack_helpers.heads import instruction
 from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.stack import SkillStack
@@ -131,11 +130,7 @@ def test_only_what_the_stack_lists_is_uploaded(hub, grown, monkeypatch):
         (folder / "frames" / "imdb" / name).write_text("private")
     grown.push_to_hub("user/name")
     listed = {f"frames/{f.name}/{name}" for f in grown.frames for name in (*f.sha256, "frame.json")}
-    routers = {
-        f"routers/{name}/{file}"
-        for name in ("hybrid_chain", "centroid")
-        for file in ("router.json", "arrays.safetensors")
-    }
+    routers = {f"routers/{name}/router.safetensors" for name in ("hybrid_chain", "centroid")}
     assert set(hub.files()) == {"README.md", "stack.json"} | listed | routers
     assert not any(content == b"private" for content in hub.files().values())
     for name in listed:
@@ -251,7 +246,8 @@ def test_private_is_private(hub, grown):
 def test_words_in_a_routers_file_are_told(hub, grown, capsys):
     grown.push_to_hub("user/name")
     said = capsys.readouterr().out
-    held = json.loads(hub.files()["routers/hybrid_chain/router.json"])["state"]["vectorizers_"]
+    content = hub.files()["routers/hybrid_chain/router.safetensors"]
+    held = metadata(Path("router"), content, "router", "router")["state"]["vectorizers_"]
     assert min(held) > 0
     count = f"{sum(held):,} words and letter sequences"
     assert f"router hybrid_chain: its file shows of {count}" in said
@@ -260,9 +256,9 @@ def test_words_in_a_routers_file_are_told(hub, grown, capsys):
 
 
 def test_a_damaged_router_is_named_before_anything_is_sent(hub, grown):
-    path = grown.frames[0].folder.parents[1] / "routers" / "centroid" / "arrays.safetensors"
+    path = grown.frames[0].folder.parents[1] / "routers" / "centroid" / "router.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(SkillStackError, match="centroid/arrays.safetensors was changed"):
+    with pytest.raises(SkillStackError, match="centroid/router.safetensors was changed"):
         grown.push_to_hub("user/name")
     assert not hub.commits
 

@@ -17,7 +17,7 @@ from conftest import ROOT, edit_json
 
 from skillstack_helpers import SkillStackError, frames, training
 from skillstack_helpers import stack as stack_module
-from skillstack_helpers.files import digest, file_sha256
+from skillstack_helpers.files import aside, digest, file_sha256
 from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.routers import HybridChainRouter
 from skillstack_helpers.stack import SkillStack
@@ -377,14 +377,17 @@ def test_edited_manifest(folder, grown):
         edit_json(folder / "stack.json", lambda f: f["frames"][1].update(sha256=digest))
 
     for change, words in [
-        (lambda f: f["frames"][0].update(name="../imdb"), "frame name '../imdb' must match"),
+        (
+            lambda f: f["frames"][0].update(name="../imdb"),
+            "'name' is '../imdb', not a frame's name",
+        ),
         (lambda f: f.update(schema_version=99), "has schema 99"),
         (lambda f: f.pop("backbone"), "has no 'backbone'"),
         (lambda f: f["backbone"].update(revision="1"), "made with backbone revision '1'"),
         (lambda f: f["backbone"].update(dtype="bfloat16"), "backbone dtype 'bfloat16'"),
         (lambda f: f["frames"].append(f["frames"][0]), "name 'imdb' is taken"),
         (lambda f: f["frames"].reverse(), "does not come before it"),
-        (lambda f: f.update(frames={"imdb": 1}), "'frames' is not a list"),
+        (lambda f: f.update(frames={"imdb": 1}), "'frames' is {'imdb': 1}, not a list"),
     ]:
         before = (folder / "stack.json").read_text()
         edit_json(folder / "stack.json", change)
@@ -462,7 +465,7 @@ def test_really_full_disk(grown, tmp_path):
         with pytest.raises(SkillStackError, match="the disk is full"):
             stack.save_pretrained(place / "stack")
         left = [p.name for p in (place / "stack" / "frames").iterdir()]
-        assert not [name for name in left if name.startswith(".tmp")]
+        assert not [name for name in left if name.endswith(".tmp")]
     finally:
         subprocess.run(["umount", str(place)], check=True)
 
@@ -497,16 +500,20 @@ def test_first_frame_survives_a_kill_before_it_is_listed(
 
 
 def test_leftovers_of_a_killed_save_are_cleared(folder, grown):
-    (folder / "frames" / ".tmp-next-abc").mkdir()
-    (folder / ".tmp-stack.json-abc").write_text("{")
+    theirs = folder / "project" / ".tmp-precious"
+    theirs.mkdir(parents=True)
+    (folder / ".tmp-own").write_text("{")
+    for there in (folder, folder / "frames"):
+        aside(there).mkdir()
+        aside(there).write_text("{")
     stack = SkillStack.from_pretrained(folder, grown.backbone)
     stack.save_pretrained(folder)
-    assert not list(folder.rglob(".tmp-*"))
+    assert not list(folder.rglob("*.tmp")) and theirs.exists() and (folder / ".tmp-own").exists()
 
 
 def test_no_pickle_anywhere(folder):
     names = {p.name for p in folder.rglob("*") if p.is_file()}
-    assert {p.rsplit(".")[-1] for p in names} == {"json", "safetensors"}
+    assert {p.rsplit(".")[-1] for p in names - {".lock"}} == {"json", "safetensors"}
 
 
 def test_a_saved_stack_keeps_no_weights_that_could_not_be_let_go(folder, grown, stream):

@@ -235,7 +235,7 @@ def test_a_loaded_router_takes_more_frames(router, tmp_path):
     for each in (router, loaded):
         each.partial_fit(texts[45:], names[45:])
     assert np.array_equal(loaded.coef_, router.coef_)
-    held = safetensors.numpy.load_file(tmp_path / "arrays.safetensors")
+    held = safetensors.numpy.load_file(tmp_path / "router.safetensors")
     halves = {"states_": (24 * 25 // 2,), "ngrams_": (64 * 65 // 2,)}
     assert {name: held[name].shape for name in halves} == halves
     assert held["counts_"].tolist() == [15, 15, 15]
@@ -264,10 +264,10 @@ def test_arrays_that_do_not_fit_are_refused(router, name, wrong):
 def test_a_missing_array_is_named(router, tmp_path):
     router._state = lambda: {k: v for k, v in TrunkRouter._state(router).items() if k != "ngrams_"}
     save_router(router, tmp_path)
-    with pytest.raises(SkillStackError, match=r"router.json is damaged: 'ngrams_'"):
+    with pytest.raises(SkillStackError, match=r"router.safetensors is damaged: 'ngrams_'"):
         load_router(tmp_path, backbone=router.backbone)
-    edit_json(tmp_path / "router.json", lambda f: f["state"].update(ngrams_=3))
-    with pytest.raises(SkillStackError, match="router.json is damaged"):
+    edit_json(tmp_path / "router.safetensors", lambda f: f["state"].update(ngrams_=3))
+    with pytest.raises(SkillStackError, match="router.safetensors is damaged"):
         load_router(tmp_path, backbone=router.backbone)
 
 

@@ -278,7 +278,7 @@ def test_routers_are_fitted_on_rows_that_are_given(saved, tmp_path, monkeypatch,
     folder = shutil.copytree(saved, tmp_path / "stack", ignore=without)
     app = widgets.Inspector(folder, tmp_path, data_dir)
     assert "routers: hybrid_chain, centroid" in said(app)
-    assert (folder / "routers" / "centroid" / "router.json").exists()
+    assert (folder / "routers" / "centroid" / "router.safetensors").exists()
 
 
 def test_a_compressed_stack_is_shown(saved, stack, tmp_path):

@@ -18,7 +18,7 @@ from ..frames import Frame, read_frame
 from ..loading import load_backbone
 from ..parents import best_parent
 from ..progress import progress
-from ..routers import load_router, make_router, save_router
+from ..routers import load_router, make_router, save_router, saved_in
 from ..stack import LATEST, SkillStack, read_manifest
 from ..tasks import Task, TaskData, load_task
 from ..training import recipe
@@ -247,7 +247,7 @@ def load_rows(frame: Frame, data_dir: str | Path | None = None) -> TaskData:
 
 def saved_routers(folder: str | Path) -> dict[str, Path]:
     """The routers in a stack's folder: name -> where it is saved. `INSPECTED`'s first one leads."""
-    found = sorted(path.parent for path in (placed(folder) / "routers").glob("*/router.json"))
+    found = saved_in(placed(folder))
     return {path.name: path for path in sorted(found, key=lambda path: path.name != INSPECTED[0])}
 
 

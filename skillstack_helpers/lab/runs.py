@@ -15,21 +15,35 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.resources import files
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import filelock
 import pandas as pd
 
 from ..config import TrainingConfig
-from ..errors import SkillStackError
-from ..files import explain, read_json, sync, versions, write_atomic
+from ..errors import SkillStackError, first_line
+from ..files import (
+    OBJECT,
+    TEXT,
+    aside,
+    check_fields,
+    explain,
+    file_sha256,
+    read_bytes,
+    read_json,
+    sealed_json,
+    sweep,
+    sync,
+    versions,
+    write_atomic,
+)
 from ..progress import progress
 from ..tasks import TASKS, TaskData
 from .display import Drawn, png, show_picture, show_sentences
@@ -38,6 +52,7 @@ from .parameters import RunConfig, placed, repo_root
 if TYPE_CHECKING:  # figures are drawn from runs without torch
     from ..backbones import Backbone
 
+TABLES = (".csv", ".parquet", ".jsonl")  # beside run.json, which has their digests at the end
 COLUMNS = (
     "run_id",
     "seed",
@@ -53,6 +68,10 @@ COLUMNS = (
     "unit",
     "n",
 )
+
+# What is read of run.json.
+_FACTS = {"status": TEXT, "run_id": TEXT, "config": OBJECT, "method": TEXT, "data": OBJECT}
+_FACTS |= {"device": TEXT, "backbone": OBJECT, "sha256": OBJECT}
 
 
 class Run:
@@ -157,7 +176,10 @@ class Run:
         return self.read(name, index_col)
 
     def save(self, name: str, table: pd.DataFrame) -> None:
-        """Write a table beside metrics.csv: .csv, .parquet or .jsonl by its name."""
+        """Write a table beside metrics.csv: .csv, .parquet or .jsonl by its name. What a finished
+        run has on file stays."""
+        if self.finished and name in self.facts.get("sha256", {}):
+            return
         index = not isinstance(table.index, pd.RangeIndex)
         if name.endswith(".parquet"):
             content = table.to_parquet(index=index, compression="zstd")
@@ -166,10 +188,12 @@ class Run:
         else:
             content = table.to_csv(index=index, lineterminator="\n")
         self._write(name, content)
+        if self.finished:
+            self._write_facts()
 
     def read(self, name: str, index_col: int | None = None) -> pd.DataFrame:
         """Read such a table back."""
-        return _read_table(self.folder / name, index_col)
+        return _read_table(self.folder / name, index_col, self.facts)
 
     def figure(self, name: str, drawn: Drawn) -> None:
         """Keep a figure as <name>.png, and show it with its caption."""
@@ -210,7 +234,7 @@ class Run:
         alike = self.alike()
         runs = alike.loc[alike["method"].eq(self.method), ["run_id", "seed"]].drop_duplicates()
         folders = [(seed, self.folder.parent / run) for run, seed in runs.itertuples(index=False)]
-        return [(seed, _read_table(folder / name, index_col)) for seed, folder in folders]
+        return [(s, _read_table(f / name, index_col, read_facts(f))) for s, f in folders]
 
     def finish(self) -> None:
         """Mark the run finished and let others open it."""
@@ -222,7 +246,10 @@ class Run:
     def _write_facts(self) -> None:
         spent, self._start = time.perf_counter() - self._start, time.perf_counter()
         self.facts["seconds"] = round(self.facts.get("seconds", 0.0) + spent, 1)
-        self._write("run.json", json.dumps(self.facts, indent=1) + "\n")
+        if self.finished:
+            tables = sorted(p for p in self.folder.iterdir() if p.suffix in TABLES)
+            self.facts["sha256"] = {path.name: file_sha256(path) for path in tables}
+        self._write("run.json", sealed_json(self.facts))
 
     def _write(self, name: str, content: str | bytes) -> None:
         try:
@@ -265,7 +292,7 @@ def open_run(
     if path.exists():
         run.facts = read_facts(folder)  # behind the lock: it may have been finished meanwhile
         if (folder / "metrics.csv").exists():
-            run.metrics = read_metrics(folder / "metrics.csv")
+            run.metrics = read_metrics(folder / "metrics.csv", run.facts)
         if run.finished:
             print(f"{run.id} is finished: its numbers are read. To measure again, delete")
             print(f"{folder} or set another output_dir.")
@@ -282,20 +309,22 @@ def open_run(
         # The config's max_length is what was asked for; no text is longer than `max_positions`.
         model = backbone.identity() | {"max_positions": backbone.max_positions}
         run.facts |= {"backbone": model, "device": describe_device(backbone.device)}
-    for stale in folder.glob(".tmp-*"):  # left behind by a killed process
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    sweep(folder, locked=True)
     run._write_facts()
     return run
 
 
 def _rename_a_folder(folder: Path) -> None:
     """As a frame does when it is saved: a mounted drive that cannot says so before training."""
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as outer:
-        aside = Path(outer, "aside")
-        aside.mkdir()
-        os.chmod(aside, 0o755)
-        sync(aside)
-        os.rename(aside, Path(outer, "frame"))
+    one, other = aside(folder), aside(folder)
+    one.mkdir()
+    try:
+        sync(one)
+        os.rename(one, other)
+        other.rmdir()
+    except BaseException:
+        shutil.rmtree(one, ignore_errors=True)
+        raise
 
 
 def run_id(
@@ -348,35 +377,42 @@ def _model(backbone: Backbone) -> str:
 def read_facts(folder: Path) -> dict:
     """run.json of a run's folder."""
     try:
-        return read_json(Path(folder) / "run.json", ("status", "run_id", "config"))
+        path = Path(folder) / "run.json"
+        facts = read_json(path, ("status", "run_id", "config"))
+        check_fields(str(path), facts, _FACTS, ("data", "method", "sha256", "device", "backbone"))
+        return facts
     except SkillStackError as error:
         raise SkillStackError(f"{error}; delete the folder") from None
 
 
-def _read_table(path: Path, index_col: int | None) -> pd.DataFrame:
-    if not path.exists():
-        raise SkillStackError(f"{path} is missing")
-    if path.suffix == ".parquet":
-        return pd.read_parquet(path)
-    if path.suffix == ".jsonl":
-        return pd.read_json(path, lines=True)
-    return pd.read_csv(path, index_col=0 if path.name == "matrix.csv" else index_col)
-
-
-def read_metrics(path: Path) -> pd.DataFrame:
-    """One metrics.csv."""
+def _read_table(path: Path, index_col: int | None, facts: Mapping) -> pd.DataFrame:
+    content = BytesIO(read_bytes(path, facts.get("sha256", {}).get(path.name)))
     try:
-        table = pd.read_csv(path, keep_default_na=False, dtype={"seed": int})
+        if path.suffix == ".parquet":
+            return pd.read_parquet(content)
+        if path.suffix == ".jsonl":
+            return pd.read_json(content, lines=True)
+        return pd.read_csv(content, index_col=0 if path.name == "matrix.csv" else index_col)
+    except (OSError, ValueError) as error:  # pyarrow's and pandas' own are kinds of these
+        raise SkillStackError(f"{path} is damaged: {first_line(error)}") from None
+
+
+def read_metrics(path: Path, facts: Mapping = MappingProxyType({})) -> pd.DataFrame:
+    """One metrics.csv; facts: the run's, which have its digest once it is finished."""
+    content = BytesIO(read_bytes(path, facts.get("sha256", {}).get(path.name)))
+    try:
+        table = pd.read_csv(content, keep_default_na=False, dtype={"seed": int})
         table["value"] = pd.to_numeric(table["value"].replace("", "nan"))
         return table[list(COLUMNS)]
-    except (OSError, ValueError, KeyError) as error:
-        raise SkillStackError(f"{path} is damaged: {error}") from None
+    except (ValueError, KeyError) as error:
+        raise SkillStackError(f"{path} is damaged: {first_line(error)}") from None
 
 
 def read_run(folder: str | Path) -> Run:
     """A finished run as it was kept, without its backbone."""
     folder = placed(folder)
-    facts, metrics = read_facts(folder), read_metrics(folder / "metrics.csv")
+    facts = read_facts(folder)
+    metrics = read_metrics(folder / "metrics.csv", facts)
     config = RunConfig(**facts["config"], output_dir=str(folder.parent))
     run = Run(folder, config, facts["method"], metrics["model"].iloc[0])
     run.facts, run.metrics = facts, metrics
@@ -399,7 +435,7 @@ def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame
         known = more | {"preset": facts["config"].get("preset")}
         meant = all(known[column] == where[column] for column in known.keys() & where.keys())
         if facts["status"] == "finished" and meant:
-            tables.append(read_metrics(path.parent / "metrics.csv").assign(**more))
+            tables.append(read_metrics(path.parent / "metrics.csv", facts).assign(**more))
     table = pd.concat(tables[1:] or tables, ignore_index=True)
     return table[(table[list(where)] == list(where.values())).all(axis=1)] if where else table
 

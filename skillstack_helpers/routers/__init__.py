@@ -3,12 +3,11 @@
 ``fit(texts, frame_names)``, ``partial_fit`` for one more frame where the method allows it without
 the old texts, ``predict``, ``decision_function`` and ``predict_proba`` of shape (n, frames), and
 ``route``. Routers that read embeddings take the frozen backbone (`Backbone.embed`). A fitted router
-is saved as JSON and plain arrays: nothing is pickled, no code is loaded.
+is saved as JSON and plain arrays in one file: nothing is pickled, no code is loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +18,23 @@ import safetensors.numpy
 from sklearn.utils.validation import check_is_fitted
 
 from ..errors import SkillStackError, checked_name
-from ..files import explain, read_json, write_atomic
+from ..files import (
+    NO_SEAL,
+    OBJECT,
+    SHA256,
+    TEXT,
+    check_fields,
+    explain,
+    metadata,
+    read_bytes,
+    read_json,
+    sealed,
+    sweep,
+    whole,
+    write_atomic,
+)
 from .arrow import ArrowRouter
-from .base import Router, fit_temperature, walk  # noqa: F401
+from .base import Router, check_parameters, fit_temperature, walk  # noqa: F401
 from .gate import GateRouter
 from .hybrid import HybridChainRouter, HybridEmbedRouter, HybridSVMRouter
 from .profile import CentroidRouter, ProfileRouter
@@ -44,6 +57,10 @@ ROUTERS = {
     "arrow": ArrowRouter,
 }
 SCHEMA = 1
+FILE = "router.safetensors"
+_PAIR = ("router.json", "arrays.safetensors")  # of version 0.6 and before
+_FIELDS = {"schema_version": whole(0, 1 << 30), "router": TEXT}
+_FIELDS |= {"parameters": OBJECT, "state": OBJECT}
 _LIVE = ("backbone", "stack")  # parameters that are handed over again when a router is loaded
 
 
@@ -64,11 +81,8 @@ def make_router(name: str, **parameters) -> Router:
 
 
 def save_router(router: Router, folder: str | Path) -> Path:
-    """Write a fitted router: ``router.json`` and ``arrays.safetensors``; both are replaced whole.
-
-    The JSON file is written last and names the SHA-256 of the arrays, so that a router that was
-    half replaced is noticed when it is loaded.
-    """
+    """Write a fitted router to one file, ``router.safetensors``, which is replaced whole and holds
+    a digest of all that is in it."""
     check_is_fitted(router)
     name = next((key for key, kind in ROUTERS.items() if type(router) is kind), None)
     if name is None:
@@ -77,17 +91,46 @@ def save_router(router: Router, folder: str | Path) -> Path:
     state, arrays = {}, {}
     for key, value in router._state().items():
         (arrays if isinstance(value, np.ndarray) else state)[key] = value
-    content = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
-    fields = {"schema_version": SCHEMA, "router": name, "parameters": parameters, "state": state}
-    fields["sha256"] = hashlib.sha256(content).hexdigest()
+    fields = {"seal": NO_SEAL, "schema_version": SCHEMA, "router": name}
+    fields = json.dumps(fields | {"parameters": parameters, "state": state})
+    arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    content = sealed(safetensors.numpy.save(arrays, {"router": fields}))
     folder = Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "arrays.safetensors", content)
-        write_atomic(folder / "router.json", json.dumps(fields) + "\n")
+        sweep(folder)
+        write_atomic(folder / FILE, content)
+        for older in _PAIR:  # the router that was there in two files
+            (folder / older).unlink(missing_ok=True)
     except OSError as error:
         raise SkillStackError(f"cannot save the router in {folder}: {explain(error)}") from None
     return folder
+
+
+def saved_in(stack_folder: str | Path) -> list[Path]:
+    """The folders below ``routers/`` of a stack that hold a saved router, by name."""
+    found = (Path(stack_folder) / "routers").glob("*/*")
+    return sorted({path.parent for path in found if path.name in (FILE, _PAIR[0])})
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a saved router; version 0.6 and before wrote two."""
+    pair = [folder / name for name in _PAIR]
+    return pair if pair[0].exists() and not (folder / FILE).exists() else [folder / FILE]
+
+
+def read_saved(folder: Path) -> tuple[Path, dict, bytes]:
+    """A saved router's file, what it says in JSON, and its arrays, checked against the digest."""
+    path, *arrays = files_of(folder)
+    if arrays:
+        fields = read_json(path, ("sha256",))
+        check_fields(str(path), fields, {"sha256": SHA256})
+        content = read_bytes(arrays[0], fields["sha256"])
+    else:
+        content = read_bytes(path)
+        fields = metadata(path, content, "router", "router")
+    check_fields(str(path), fields, _FIELDS)
+    return path, fields, content
 
 
 def load_router(
@@ -97,26 +140,19 @@ def load_router(
 
     Only JSON and plain arrays are read. Raises `SkillStackError` naming the file that is wrong.
     """
-    path = Path(folder).expanduser() / "router.json"
-    arrays_path = path.parent / "arrays.safetensors"
-    fields = read_json(path, ("schema_version", "router", "parameters", "state", "sha256"))
+    path, fields, content = read_saved(Path(folder).expanduser())
     if fields["schema_version"] != SCHEMA or fields["router"] not in list(ROUTERS):
         raise SkillStackError(f"{path} is not a router of this version")
+    kind = ROUTERS[fields["router"]]
+    live = {"backbone": backbone, "stack": stack}.items()
+    live = {key: value for key, value in live if key in kind().get_params()}
+    saved = {kind._renamed.get(key, key): v for key, v in fields["parameters"].items()}
     try:
-        content = arrays_path.read_bytes()
-    except OSError as error:
-        raise SkillStackError(f"{arrays_path}: {explain(error)}") from None
-    if hashlib.sha256(content).hexdigest() != fields["sha256"]:
-        raise SkillStackError(f"{arrays_path} was changed or cut off")
-    try:
-        kind = ROUTERS[fields["router"]]
-        live = {"backbone": backbone, "stack": stack}.items()
-        live = {key: value for key, value in live if key in kind().get_params()}
-        saved = {kind._renamed.get(key, key): v for key, v in fields["parameters"].items()}
         router = kind(**saved, **live)
+        check_parameters(router)
         router._restore(fields["state"] | safetensors.numpy.load(content))
     except safetensors.SafetensorError as error:
-        raise SkillStackError(f"{arrays_path}: {error}") from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SkillStackError(f"{path}: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise SkillStackError(f"{path} is damaged: {error}") from None
     return router

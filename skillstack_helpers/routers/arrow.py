@@ -6,7 +6,7 @@ import contextlib
 
 import numpy as np
 
-from .base import Router, needed
+from .base import Router, check_arrays, needed
 
 
 class ArrowRouter(Router):
@@ -107,3 +107,4 @@ class ArrowRouter(Router):
         found = {key for key in state if key.startswith("prototypes_/")}
         prototypes = {key.removeprefix("prototypes_/"): state.pop(key) for key in found}
         super()._restore(state | {"prototypes_": prototypes})
+        check_arrays(prototypes, **dict.fromkeys(prototypes, (len(self.frames_), None)))

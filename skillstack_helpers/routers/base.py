@@ -152,8 +152,10 @@ class Router(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"unexpected {name!r}")
         vars(self).update(state)
         names = self.frames_ if isinstance(self.frames_, list) else []
-        if {type(name) for name in names} not in ({str}, {int}):
+        if {type(name) for name in names} not in ({str}, {int}) or len(set(names)) < len(names):
             raise ValueError("'frames_' is not a list of names")
+        if type(self.temperature_) not in (int, float) or not 0 < self.temperature_ < np.inf:
+            raise ValueError(f"'temperature_' is {self.temperature_!r}, not a number above 0")
 
     def __sklearn_clone__(self) -> Router:
         """The unfitted router for scikit-learn's `clone`: backbone and stack are shared."""
@@ -163,6 +165,30 @@ class Router(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.string, tags.input_tags.two_d_array = True, False
         return tags
+
+
+def check_parameters(router: Router) -> None:
+    """Raise ValueError for a parameter from a file that is of another kind than its default."""
+    for name, default in type(router)().get_params().items():
+        value = getattr(router, name)
+        numbers = (int, float) if isinstance(default, float) else (type(default),)
+        if default is not None and type(value) not in numbers:
+            raise ValueError(f"parameter {name!r} is {value!r}")
+        if isinstance(value, float) and not np.isfinite(value):
+            raise ValueError(f"parameter {name!r} is {value!r}")
+
+
+def check_arrays(arrays: dict, **shapes: tuple) -> None:
+    """Raise ValueError unless what was saved are arrays of these shapes (None: any length), in
+    which every number is finite."""
+    for name, shape in shapes.items():
+        array = arrays[name]
+        right = isinstance(array, np.ndarray) and array.ndim == len(shape)
+        sizes = zip(array.shape, shape, strict=True) if right else [(0, 1)]
+        if not all(size == asked or asked is None for size, asked in sizes):
+            raise ValueError(f"{name!r} is no array of shape {shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name!r} has numbers that are not finite")
 
 
 def walk(scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.svm import LinearSVC
 
 from ..errors import SkillStackError
-from .base import CALIBRATION_FOLDS, Router, depths, needed, walk
+from .base import CALIBRATION_FOLDS, Router, check_arrays, depths, needed, walk
 from .ngrams import NgramTfidf, hash_strings
 
 
@@ -123,9 +123,10 @@ class HybridSVMRouter(Router):
             order.append(rising + sum(map(len, order)))
             fitted.append(kinds[i].restore(hashes, idf))
         super()._restore(state | {"vectorizers_": fitted})
-        order = np.concatenate(order)
-        if self.coef_.shape != (len(self.frames_), self._width()):
-            raise ValueError("'coef_' has no weight for each frame and feature")
+        order, frames = np.concatenate(order), len(self.frames_)
+        check_arrays(vars(self), coef_=(frames, self._width()), intercept_=(frames,))
+        for vectorizer in self.vectorizers_:
+            check_arrays(vars(vectorizer), idf_=(None,))
         order = np.concatenate([order, np.arange(len(order), self._width())])
         self.coef_ = np.ascontiguousarray(self.coef_.T[order]).T
 
@@ -198,3 +199,8 @@ class HybridEmbedRouter(HybridSVMRouter):
 
     def _width(self):
         return super()._width() + (self.mean_.size if self.vectorizers_ else 0)
+
+    def _restore(self, state):
+        super()._restore(state)
+        if self.vectorizers_:
+            check_arrays(vars(self), mean_=(None,), spread_=self.mean_.shape)

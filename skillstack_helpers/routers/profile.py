@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import softmax
 
 from ..errors import SkillStackError
-from .base import Router, needed, places, unit
+from .base import Router, check_arrays, needed, places, unit
 
 
 class CentroidRouter(Router):
@@ -47,6 +47,10 @@ class CentroidRouter(Router):
 
     def _drop(self, place, texts):
         self.sums_ = np.delete(self.sums_, place, axis=0)
+
+    def _restore(self, state):
+        super()._restore(state)
+        check_arrays(vars(self), sums_=(len(self.frames_), None))
 
     def _scores(self, texts):
         return _sentences(self, texts) @ unit(self.sums_).T
@@ -136,6 +140,7 @@ class ProfileRouter(Router):
 
     def _restore(self, state):
         super()._restore({"tasks_": state["profiles_"]} | state)
+        check_arrays(vars(self), profiles_=(len(self.frames_), None), tasks_=self.profiles_.shape)
 
     def _choose(self, scores):
         chosen, depth, _ = super()._choose(scores)

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.utils.validation import check_is_fitted
 
 from ..errors import checked_texts
-from .base import depths, needed, places, unit
+from ..files import TEXT, check_fields, list_of, number
+from .base import check_arrays, depths, needed, places, unit
 from .hybrid import HybridEmbedRouter
 
 DETECTOR_TEXTS = 1500  # of the routing texts, for a regression on some twenty numbers
@@ -203,6 +204,12 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
     def _restore(self, state):
         super()._restore(state)
         self.formats_ = {name: self.formats_[str(name)] for name in self.frames_}  # JSON's keys
+        formats = {"begin": list_of(TEXT), "end": list_of(TEXT)}
+        for name, sides in self.formats_.items():
+            check_fields(f"'formats_' of {name!r}", sides, formats)
+        if len(self.frames_) > 1:
+            check_arrays(vars(self), detector_coef_=(None,))
+            check_fields("state", vars(self), {"detector_intercept_": number(-1e300, 1e300)})
 
 
 def _words_of_another(i: int, texts: list[str], names: list, rng) -> list[str]:

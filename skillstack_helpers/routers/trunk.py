@@ -136,6 +136,8 @@ class TrunkRouter(Router):
         for part, shape in zip(parts, [*shapes, (frames, width), (frames,)], strict=True):
             if part.shape != shape or part.dtype != np.float64:
                 raise ValueError(f"an array is {part.dtype} {part.shape}, not float64 {shape}")
+            if not np.isfinite(part).all():
+                raise ValueError("an array has numbers that are not finite")
         counts, totals, states, ngrams = parts[:4]
         state["sums_"] = _Sums(counts, totals, _symmetric(states), _symmetric(ngrams))
         super()._restore(state)
