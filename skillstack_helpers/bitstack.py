@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .errors import SkillStackError, did_you_mean
-from .files import NO_SEAL, explain, metadata, read_bytes, sealed, write_atomic
+from .files import NO_SEAL, explain, metadata, read_bytes, sealed, sweep, write_atomic
 
 # Names left out by default: the published four, and other names of heads.
 EXCLUDED = (
@@ -434,6 +434,7 @@ class BitStack:
         facts = json.dumps({"seal": NO_SEAL, **facts, "shapes": self._shapes()})
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         try:
+            sweep(path.parent)
             write_atomic(path, sealed(safetensors.torch.save(tensors, {"bitstack": facts})))
         except OSError as error:
             raise SkillStackError(f"cannot write {path}: {explain(error)}") from None

@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from .errors import SkillStackError, checked_name
-from .files import read_json, sealed_json, write_atomic
+from .files import explain, read_json, sealed_json, sweep, write_atomic
 
 SHARES = ("own", "family", "half", "learned")
 _FLOOR = 0.01  # a frame whose share of an answer is smaller is not asked
@@ -143,7 +143,12 @@ class Mixture:
         """Write it as JSON."""
         facts = {"label_names": self.label_names, "shares": self.shares}
         facts |= {"weights": self.weights.tolist(), "temperatures": self.temperatures.tolist()}
-        write_atomic(Path(path), sealed_json(facts))
+        path = Path(path).expanduser()
+        try:
+            sweep(path.parent)
+            write_atomic(path, sealed_json(facts))
+        except OSError as error:
+            raise SkillStackError(f"cannot write {path}: {explain(error)}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Mixture:

@@ -24,8 +24,9 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from .errors import SkillStackError
 
@@ -140,14 +141,14 @@ def sealed_json(fields: Mapping) -> bytes:
     return sealed(json.dumps({"seal": NO_SEAL, **fields}, indent=1) + "\n")
 
 
-def check_seal(path: Path, content: bytes) -> None:
-    """Raise `SkillStackError` if a sealed file's content is not what was written; files of earlier
+def check_seal(path: Path, stream: BinaryIO) -> None:
+    """Raise `SkillStackError` if what a sealed file holds is not what was written; files of earlier
     versions have no seal."""
-    if found := _SEAL.search(content, 0, _SEAL_WITHIN):
-        whole, view = hashlib.sha256(), memoryview(content)
-        for part in (view[: found.start(1)], NO_SEAL.encode(), view[found.end(1) :]):
-            whole.update(part)
-        if whole.hexdigest().encode() != found[1]:
+    stream.seek(0)
+    head = stream.read(_SEAL_WITHIN)
+    if found := _SEAL.search(head):
+        total = hashlib.sha256(head[: found.start(1)] + NO_SEAL.encode() + head[found.end(1) :])
+        if _digest(stream, total) != found[1].decode():
             raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
 
 
@@ -161,7 +162,9 @@ def read_bytes(path: Path, sha256: str | None = None, most: int | None = None) -
         size = os.fstat(stream.fileno()).st_size
         if most is not None and size > most:
             raise SkillStackError(f"{path} has {size:,} bytes, which nothing here writes")
-        if sha256 is not None and size >= LARGE and _digest(stream) != sha256:
+        if size >= LARGE and sha256 is None:
+            check_seal(path, stream)
+        elif size >= LARGE and _digest(stream) != sha256:
             raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
         stream.seek(0)
         content = stream.read()
@@ -188,8 +191,8 @@ def _plain(path: Path):
         raise SkillStackError(f"{str(path)!r} cannot be a file's name") from None
 
 
-def _digest(stream) -> str:
-    total = hashlib.sha256()
+def _digest(stream: BinaryIO, total=None) -> str:
+    total = total or hashlib.sha256()
     while block := stream.read(1 << 20):
         total.update(block)
     return total.hexdigest()
@@ -230,7 +233,7 @@ def read_json(path: Path, keys: Sequence[str] = (), sha256: str | None = None) -
     """A JSON object that has these keys, without its seal; an error that names the file where it
     is anything else, or where seal or digest do not fit, which is seen before it is parsed."""
     content = read_bytes(path, sha256, LONGEST_JSON)
-    check_seal(path, content)
+    check_seal(path, BytesIO(content))
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError):
@@ -245,7 +248,7 @@ def read_json(path: Path, keys: Sequence[str] = (), sha256: str | None = None) -
 
 def metadata(path: Path, content: bytes, key: str, what: str) -> dict:
     """The JSON object that a sealed safetensors file has among its metadata; what: in an error."""
-    check_seal(path, content)
+    check_seal(path, BytesIO(content))
     length = int.from_bytes(content[:8], "little")
     try:
         if len(content) < 8 or length > min(len(content) - 8, LONGEST_JSON):

@@ -413,7 +413,10 @@ def read_run(folder: str | Path) -> Run:
     folder = placed(folder)
     facts = read_facts(folder)
     metrics = read_metrics(folder / "metrics.csv", facts)
-    config = RunConfig(**facts["config"], output_dir=str(folder.parent))
+    try:
+        config = RunConfig(**facts["config"], output_dir=str(folder.parent))
+    except (SkillStackError, TypeError) as error:
+        raise SkillStackError(f"{folder / 'run.json'}: {error}") from None
     run = Run(folder, config, facts["method"], metrics["model"].iloc[0])
     run.facts, run.metrics = facts, metrics
     return run
