@@ -7,8 +7,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := results/demo
 PORT := 8866
+INSPECT :=
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 export TOKENIZERS_PARALLELISM := false
+# A folder whose name a user gives or chose for the checkout reaches a command as "$$DEMO" and "$$BIN",
+# never pasted into its text, so that spaces and quotes do no harm.
+export BIN DEMO
 
 .PHONY: help demo inspect picture gallery figures bench book lint test clean
 
@@ -23,25 +27,26 @@ help:
 
 # A line for each skill as soon as it is learned; a kernel's warning about local sockets is left out.
 demo: .venv/.installed
-	@mkdir -p $(DEMO)
+	@mkdir -p "$$DEMO"
 	@echo "Training a stack on four small tasks, a line each (notebooks/01_train_stack.ipynb) ..."
-	@set -o pipefail; $(BIN)/papermill notebooks/01_train_stack.ipynb $(DEMO)/01_train_stack.ipynb \
+	@set -o pipefail; "$$BIN"/python -m papermill notebooks/01_train_stack.ipynb "$$DEMO"/01_train_stack.ipynb \
 		-p preset demo4 -p model minilm -p n_train 64 -p epochs 5 -p max_length 48 \
-		-p output_dir $(DEMO) \
+		-r output_dir "$$DEMO" \
 		--no-progress-bar --log-level ERROR --stdout-file - 2>&1 | sed -u "/Kernel is running over TCP/d"
-	@$(BIN)/python -c "from skillstack_helpers.lab import experiment as e; \
-		folder = e.newest_stack('$(abspath $(DEMO))'); \
-		e.stack_routers(e.open_stack(folder), folder, more=['centroid', 'scaffold_blind'])" # to inspect
-	@echo; $(BIN)/python results/report show $(DEMO)
+	@"$$BIN"/python -c "import sys; from skillstack_helpers.lab import experiment as e; \
+		folder, more = e.newest_stack(sys.argv[1]), ['centroid', 'scaffold_blind']; \
+		e.stack_routers(e.open_stack(folder), folder, more=more, save=True)" "$$DEMO" # to inspect
+	@echo; "$$BIN"/python results/report show "$$DEMO"
 
 # A page of its own; the stack that was saved last below $(DEMO), which is trained if there is none.
+# INSPECT="--model gpt2" for a stack on another model than the packaged ones; --anywhere, other folders.
 inspect: .venv/.installed
-	@ls $(DEMO)/*/stack/stack.json >/dev/null 2>&1 || $(MAKE) demo
-	@$(BIN)/python -m skillstack_helpers.lab.widgets $(DEMO) --port $(PORT)
+	@ls "$$DEMO"/*/stack/stack.json >/dev/null 2>&1 || $(MAKE) demo
+	@"$$BIN"/python -m skillstack_helpers.lab.widgets "$$DEMO" --port $(PORT) $(INSPECT)
 
 # The README's picture of it, by the browser test on the demo stack.
 picture: .venv/.installed
-	SKILLSTACK_DEMO=$(abspath $(DEMO)) $(BIN)/python -m pytest tests/test_browser.py -k api
+	SKILLSTACK_DEMO="$$DEMO" "$$BIN"/python -m pytest tests/test_browser.py -k api
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -58,7 +63,7 @@ gallery: .venv/.installed
 
 # Figures as PNG and PDF and tables as Markdown and LaTeX, in paper/, from the committed runs.
 figures: .venv/.installed
-	$(BIN)/papermill notebooks/12_paper_figures.ipynb paper.ipynb -p output_dir paper
+	"$$BIN"/python -m papermill notebooks/12_paper_figures.ipynb paper.ipynb -p output_dir paper
 	mkdir -p paper && mv paper.ipynb paper/
 
 # One table of ratios, benchmarks/bench.md; BENCH="--rows mixed answer" measures some rows alone.
@@ -69,9 +74,9 @@ bench: .venv/.installed
 book: .venv/.installed
 	mkdir -p book
 	for notebook in $(NOTEBOOKS); do \
-		$(BIN)/papermill $$notebook book/$$(basename $$notebook) $(BOOK) || exit 1; \
+		"$$BIN"/python -m papermill $$notebook book/$$(basename $$notebook) $(BOOK) || exit 1; \
 	done
-	$(BIN)/jupyter nbconvert --to html book/*.ipynb
+	"$$BIN"/python -m nbconvert --to html book/*.ipynb
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv "$$DEMO"

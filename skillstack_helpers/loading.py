@@ -180,6 +180,11 @@ def _check_files(folder: Path) -> None:
     """Raise for files of a model that are missing, cut short or stand-ins, before any is loaded."""
     from safetensors import SafetensorError, safe_open
 
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():  # transformers would put it into the weights, or fetch what it names
+        raise SkillStackError(
+            f"{adapter}: an adapter lies beside the model and would be loaded into it: move it away"
+        )
     weights, tokenizer = weight_files(folder), tokenizer_files(folder)
     for file in filter(Path.exists, (*tokenizer, *weights)):
         with file.open("rb") as stream:

@@ -16,9 +16,9 @@ import papermill
 import pytest
 from conftest import ROOT
 
-from skillstack_helpers import SkillStackError
 from skillstack_helpers.lab import views, widgets
 from skillstack_helpers.lab.experiment import (
+    find_stacks,
     load_rows,
     newest_stack,
     open_stack,
@@ -47,18 +47,19 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serve(command: list[str], port: int, log: Path, env: dict):
-    """A server in a process group of its own, which has printed its address; yields that."""
-    address = f"http://127.0.0.1:{port}/"
+    """A server in a process group of its own, which has printed its address; yields that, with the
+    token if it has one."""
+    address = re.compile(rf"http://127\.0\.0\.1:{port}/(\?token=\S+)?")
     with log.open("w") as out:
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | env, start_new_session=True,
             stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        while address not in log.read_text():
+        while not (printed := address.search(log.read_text())):
             assert process.poll() is None, log.read_text()[-2000:]
             time.sleep(0.2)
-        yield address
+        yield printed[0]
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
@@ -103,15 +104,18 @@ def demo(saved, tmp_path_factory):
     if DEMO:
         return Path(DEMO).resolve()
     folder = tmp_path_factory.mktemp("demo")
-    shutil.copytree(saved, folder / "run" / "stack")
+    for name in ("run", "second"):
+        shutil.copytree(saved, folder / name / "stack")
+    os.utime(folder / "second" / "stack" / "stack.json", (0, 0))  # the first is the newest
     return folder
 
 
 @pytest.fixture(scope="module")
-def inspect(demo, data_dir, tmp_path_factory):
+def inspect(demo, data_dir, model_dirs, tmp_path_factory):
     port, log = free_port(), tmp_path_factory.mktemp("voila") / "log"
     command = ["make", "--old-file=.venv/.installed", "inspect", f"BIN={BIN}"]
     command += [f"DEMO={demo}", f"PORT={port}"]
+    command += [] if DEMO else [f"INSPECT=--model {model_dirs['bert']}"]
     with serve(command, port, log, {} if DEMO else {"SKILLSTACK_DATA": str(data_dir)}) as address:
         yield address
 
@@ -205,7 +209,7 @@ def test_the_page_answers_as_the_api_does(page, inspect, demo, stream, data_dir,
     page.locator(".card").wait_for()
     assert page.title() != "taken" and not page.locator("img[src=x]").count()
 
-    page.get_by_label("or a folder").fill("/no/such/<b>stack</b>")
+    page.get_by_label("or a folder").fill(f"{demo}/no/such/<b>stack</b>")
     page.get_by_role("button", name="Open", exact=True).click()
     wait_for_line(page, "/no/such/<b>stack</b>/stack.json is missing")
     assert not page.errors
@@ -238,26 +242,27 @@ def test_the_page_with_the_keyboard_alone_and_on_a_narrow_screen(page, inspect, 
 
 
 def test_a_second_stack_opens_on_the_same_page(page, inspect, demo, tmp_path):
-    second = shutil.copytree(newest_stack(demo), tmp_path / "second")
+    second, outside = find_stacks(demo)[-1], shutil.copytree(newest_stack(demo), tmp_path / "third")
     opened(page, inspect, len(open_stack(second)))
-    page.get_by_label("or a folder").fill(str(tmp_path / "none"))
-    page.get_by_role("button", name="Open", exact=True).click()
-    wait_for_line(page, "stack.json is missing")
+    for wrong, words in ((demo / "none", "stack.json is missing"), (outside, "is not below")):
+        page.get_by_label("or a folder").fill(str(wrong))
+        page.get_by_role("button", name="Open", exact=True).click()
+        wait_for_line(page, words)
     page.get_by_label("or a folder").fill(str(second))
     page.get_by_role("button", name="Open", exact=True).click()
     wait_for_line(page, "frames on")
     assert not page.errors
 
 
-def test_a_port_in_use_and_a_wrong_folder_are_one_line(tmp_path):
+def test_without_the_token_there_is_no_page(page, inspect):
+    answer = page.goto(inspect.partition("?")[0])  # a new page: its cookies are its own
+    assert answer.status == 403 and "with its token" in page.content()
+
+
+def test_a_wrong_folder_is_one_line(tmp_path):
     command = [sys.executable, "-m", "skillstack_helpers.lab.widgets", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: no saved stack below")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(SkillStackError, match=r"port \d+ is in use"):
-            widgets.serve(tmp_path, taken.getsockname()[1])
 
 
 # ------------------------------------------------------------------ JupyterLab

@@ -115,6 +115,26 @@ def test_a_stack_opens_where_its_model_has_moved_to(saved, tmp_path, model_dirs)
     assert experiment.open_stack(folder, {"here": here}).backbone is here
 
 
+def test_a_model_of_unknown_origin_is_not_loaded(saved, tmp_path, model_dirs, monkeypatch):
+    loaded, load = [], experiment.load_backbone
+    monkeypatch.setattr(experiment, "load_backbone", lambda *of: loaded.append(of[0]) or load(*of))
+    own = str(model_dirs["bert"])
+    folder = shutil.copytree(saved, tmp_path / "stack")
+    for name in (own, "some/model", "auto", "../minilm"):
+        edit_json(folder / "stack.json", lambda m, name=name: m["backbone"].update(name=name))
+        with pytest.raises(SkillStackError, match=f"model '{name}' is neither packaged nor .*--m"):
+            experiment.open_stack(folder, {}, models=[])
+    assert not loaded
+    backbones: dict = {}
+    assert len(experiment.open_stack(saved, backbones, models=["other", own])) == 3
+    assert len(experiment.open_stack(folder, backbones, models=[])) == 3  # it is loaded already
+    assert loaded == [own]
+    edit_json(folder / "stack.json", lambda m: m["backbone"].update(name="minilm", revision="x"))
+    with pytest.raises(SkillStackError, match="was made with backbone"):
+        experiment.open_stack(folder, {}, models=[])
+    assert loaded == [own, "minilm"]
+
+
 def test_finding_and_opening(saved, tmp_path):
     root = saved.parent
     assert experiment.find_stacks(root) == [saved] and experiment.newest_stack(root) == saved
@@ -127,15 +147,17 @@ def test_finding_and_opening(saved, tmp_path):
         experiment.open_stack(tmp_path)
 
 
-def test_routers_are_fitted_and_saved_where_there_are_none(saved, data_dir, tmp_path):
+def test_routers_are_fitted_where_there_are_none_and_saved_when_asked(saved, data_dir, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "stack")
     stack = experiment.open_stack(folder)
     before = experiment.stack_routers(stack, folder)
     assert list(before) == ["hybrid_chain", "centroid"]
     shutil.rmtree(folder / "routers")
     fitted = experiment.stack_routers(stack, folder, data_dir=data_dir)
-    assert list(fitted) == ["hybrid_chain", "centroid"]
-    assert (folder / "routers" / "centroid" / "router.safetensors").exists()
+    assert list(fitted) == ["hybrid_chain", "centroid"] and not (folder / "routers").exists()
+    experiment.stack_routers(stack, folder, data_dir=data_dir, more=["profile"], save=True)
+    kept = [path.name for path in sorted((folder / "routers").iterdir())]
+    assert kept == ["centroid", "hybrid_chain", "profile"]
     texts = ["class1 of the", "agnewsword"]
     assert list(fitted["hybrid_chain"].predict(texts)) == list(
         before["hybrid_chain"].predict(texts)

@@ -354,6 +354,10 @@ DAMAGE = {
         r"weights have another shape than config.json says \(first encoder.layer.0",
     ),
     "deeper": (config(num_hidden_layers=3), "weights that config.json asks for are missing"),
+    "an adapter beside it": (
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        "adapter_config.json: an adapter lies beside the model and would be loaded into it: move",
+    ),
     "less deep": (config(num_hidden_layers=1), "the weights have more layers than config.json"),
 }
 

@@ -1,3 +1,4 @@
+import functools
 import shutil
 
 import matplotlib
@@ -6,8 +7,10 @@ matplotlib.use("Agg")
 
 import pandas as pd
 import pytest
+from conftest import edit_json
 
 from skillstack_helpers import compression
+from skillstack_helpers.files import file_sha256
 from skillstack_helpers.lab import views, widgets
 from skillstack_helpers.lab.experiment import load_rows, open_stack
 from skillstack_helpers.stack import SkillStack
@@ -278,7 +281,132 @@ def test_routers_are_fitted_on_rows_that_are_given(saved, tmp_path, monkeypatch,
     folder = shutil.copytree(saved, tmp_path / "stack", ignore=without)
     app = widgets.Inspector(folder, tmp_path, data_dir)
     assert "routers: hybrid_chain, centroid" in said(app)
-    assert (folder / "routers" / "centroid" / "router.safetensors").exists()
+    app.text.value = "class1 agnewsword"
+    app.ask_button.click()
+    assert "says <b>" in shown(app.answer)
+
+
+def test_nothing_is_written_by_looking(saved, tmp_path, data_dir):
+    without = shutil.ignore_patterns("routers")
+    for name, ignore in (("one", without), ("two", None)):
+        shutil.copytree(saved, tmp_path / name, ignore=ignore)
+
+    def files() -> dict:
+        there = sorted(tmp_path.rglob("*"))
+        return {p: (p.stat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in there}
+
+    before = files()
+    app = widgets.Inspector(tmp_path / "one", tmp_path, data_dir)
+    for folder in ("one", "two", "none"):
+        app.open(str(tmp_path / folder))
+        app.text.value = "class1 agnewsword"
+        for name in list(app.router.options):
+            app.router.value = name
+        for button in (app.ask_button, app.all_button, app.rows_button, app.route_button):
+            button.click()
+        app.frame.value = "agnews"
+    app.second.value = str(tmp_path / "one")
+    assert "updates of agnews" in shown(app.compared) and shown(app.routed)
+    assert files() == before
+
+
+def test_a_path_leads_nowhere_else(saved, tmp_path):
+    served = tmp_path / "served"
+    shutil.copytree(saved, served / "stack")
+    for name, where in (("link", saved), ("inside", served / "stack"), ("up", tmp_path)):
+        (served / name).symlink_to(where)
+    (served / "file").mkdir()
+    (served / "file" / "stack.json").symlink_to(saved / "stack.json")
+    app = widgets.Inspector(None, served, below=served)
+    shutil.copytree(saved, tmp_path / "served too")
+    out = (saved, served / "link", f"{served}/../served too", tmp_path / "served too", "results",
+           served / "up" / "served too", "/", "~", "..", "/dev/stdin")  # fmt: skip
+    for path in out:
+        app.path.value = str(path)
+        app.open_button.click()
+        line = app.messages["Stack"].value
+        assert f"is not below {served}: start the page with --anywhere" in line, line
+        assert app.stack is None
+    for path in (served / "stack", served / "inside", served / "up" / "served" / "stack"):
+        app.open(str(path))
+        assert "3 frames on" in app.messages["Stack"].value
+        app.stack = None
+    app.open(str(served / "stack"))
+    app.second.options = [*app.second.options, ("odd", str(served / "link"))]
+    app.second.value = str(served / "link")
+    assert "is not below" in app.messages["Compare"].value and app.second_stack is app.stack
+    free = widgets.Inspector(served / "link", served)
+    assert "3 frames on" in said(free)
+
+
+def test_the_page_loads_no_model_that_was_not_named(saved, model_dirs, tmp_path):
+    app = widgets.Inspector(saved, saved.parent, models=["some/other"])
+    line = app.messages["Stack"].value
+    assert "is neither packaged nor" in line and "--model" in line and not app.backbones
+    app = widgets.Inspector(saved, saved.parent, models=[str(model_dirs["bert"])])
+    assert "3 frames on" in said(app)
+
+
+def test_a_frame_with_an_odd_value_is_one_line(saved, tmp_path):
+    """The page does not stay at "opening …", and the stack that was open still is."""
+    odd = shutil.copytree(saved, tmp_path / "odd")
+    path = odd / "frames" / "agnews" / "frame.json"
+    edit_json(path, lambda fields: fields["metrics"].update(accuracy=["much"]))
+    edit_json(odd / "stack.json", lambda m: m["frames"][1].update(sha256=file_sha256(path)))
+    app = widgets.Inspector(saved, tmp_path)
+    chain = app.chain.children
+    app.open(str(odd))
+    line = app.messages["Stack"].value
+    assert "said wrong" in line and "opening" not in line and "\n" not in line
+    assert app.chain.children == chain and len(app.stack) == 3
+    app.text.value = "class1"
+    app.ask_button.click()
+    assert "says <b>" in shown(app.answer)
+
+
+def callbacks(app) -> list:
+    """Every handler on the page, ready to be called; what it raises is raised."""
+    found = []
+    for button in [*below(app.view, "Button"), app.all_button]:
+        found += [functools.partial(each, button) for each in button._click_handlers.callbacks]
+    for kind in ("Dropdown", "BoundedIntText", "FloatText"):
+        for box in below(app.view, kind):
+            handlers = box._trait_notifiers["value"]["change"]
+            ours = [each for each in handlers if type(each).__name__ != "ObserveHandler"]
+            found += [functools.partial(each, {"new": str(app.path.value)}) for each in ours]
+    return found
+
+
+def test_whatever_goes_wrong_in_a_callback_is_one_line(saved, data_dir, monkeypatch):
+    app = widgets.Inspector(saved, saved.parent, data_dir)
+    app.text.value, app.path.value = "class1", str(saved)
+    for button in (app.ask_button, app.rows_button, app.route_button):
+        button.click()
+
+    def odd(*_, **__):
+        raise TypeError("<b>odd</b> value\nand more")
+
+    used = callbacks(app)
+    assert len(used) > 18
+    for module in (views, widgets.plotting):
+        for name, what in vars(module).copy().items():
+            if getattr(what, "__module__", "") == module.__name__:
+                monkeypatch.setattr(module, name, odd)
+    for name in ("open_stack", "load_rows", "load_router", "find_stacks"):
+        monkeypatch.setattr(widgets, name, odd)
+    for name in ("table", "texts", "image"):
+        monkeypatch.setattr(widgets.Inspector, name, odd)
+    failed = 0
+    for use in used:
+        for line in app.messages.values():
+            line.value = ""
+        use()
+        assert "…" not in said(app) and "and more" not in said(app)
+        failed += "TypeError: &lt;b&gt;odd&lt;/b&gt; value</p>" in said(app)
+    assert failed > 15
+    assert not any(button.disabled for button in below(app.view, "Button"))
+    line = widgets.Inspector(saved, saved.parent).messages["Stack"].value  # while it is made
+    assert "TypeError: &lt;b&gt;odd" in line
 
 
 def test_a_compressed_stack_is_shown(saved, stack, tmp_path):

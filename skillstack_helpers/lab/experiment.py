@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .. import metrics
+from .. import metrics, packaged
 from ..answers import Answers
 from ..backbones import Backbone
 from ..ensemble import Mixture
@@ -209,12 +209,15 @@ def newest_stack(root: str | Path = "results") -> Path:
     return max(found, key=lambda path: (path / "stack.json").stat().st_mtime)
 
 
-def open_stack(folder: str | Path, backbones: dict | None = None) -> SkillStack:
+def open_stack(
+    folder: str | Path, backbones: dict | None = None, models: Sequence[str] | None = None
+) -> SkillStack:
     """Open a saved stack with the backbone it was made with.
 
     backbones: loaded ones, (name, dtype, quantization) -> Backbone; used, wherever the model lies,
-    and added to, so that no model is loaded twice. Raises `SkillStackError` in one line for a
-    folder that holds no stack.
+    and added to, so that no model is loaded twice. models: hub ids and folders that may be loaded
+    besides the packaged models, for stacks of unknown origin; None: whatever the stack names.
+    Raises `SkillStackError` in one line for a folder that holds no stack.
     """
     folder = placed(folder)
     made_with = read_manifest(folder)["backbone"]
@@ -224,6 +227,11 @@ def open_stack(folder: str | Path, backbones: dict | None = None) -> SkillStack:
     backbones = {} if backbones is None else backbones
     same = [one for one in backbones.values() if not one.differs_from(made_with)]
     if not same:
+        if models is not None and key[0] not in (*packaged.NAMES, *models):
+            raise SkillStackError(
+                f"{folder / 'stack.json'}: its model {key[0]!r} is neither packaged nor one that "
+                "may be loaded: if you trust it, start the page with --model and this name"
+            )
         same = [load_backbone(*key)]
         backbones[key] = same[0]
     return SkillStack.from_pretrained(folder, same[0])
@@ -256,9 +264,14 @@ def stack_routers(
     folder: str | Path,
     data_dir: str | Path | None = None,
     more: Sequence[str] = (),
+    save: bool = False,
 ) -> dict:
     """The routers saved in a stack's folder; where there is none, `INSPECTED`, fitted on the
-    routing rows of its tasks and saved. more: routers to fit where they are not saved."""
+    routing rows of its tasks.
+
+    more: routers to fit where they are not saved. save: write what was fitted into the folder,
+    which is otherwise only read.
+    """
     saved, kit = saved_routers(folder), {"backbone": stack.backbone, "stack": stack}
     routers = {name: load_router(path, **kit) for name, path in saved.items()}
     missing = [name for name in [*(() if saved else INSPECTED), *more] if name not in routers]
@@ -267,5 +280,6 @@ def stack_routers(
         stream = [load_rows(frame, data_dir) for frame in frames]
     for name in progress(missing, "fit routers", "router"):
         routers[name] = fit_router(name, stream, stack)
-        save_router(routers[name], placed(folder) / "routers" / name)
+        if save:
+            save_router(routers[name], placed(folder) / "routers" / name)
     return routers

@@ -1,7 +1,7 @@
 """The inspector: the tables of `views` and the figures of `plotting` on ipywidgets, for notebooks.
 
 ``python -m skillstack_helpers.lab.widgets DIR`` serves it as a page of its own, on loopback. Texts
-typed by a user are shown as they are and never interpreted as HTML.
+typed by a user are shown as they are and never interpreted as HTML; folders are only read.
 """
 
 from __future__ import annotations
@@ -10,20 +10,16 @@ import argparse
 import base64
 import functools
 import html
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..errors import SkillStackError
+from ..errors import SkillStackError, first_line
 from ..progress import silent
 from ..routers import load_router
+from ..stack import SkillStack
 from ..tasks import TASKS
 from . import plotting, views
 from .display import png
@@ -76,19 +72,24 @@ def inspector(
     folder: str | Path | None = None,
     root: str | Path = "results",
     data_dir: str | Path | None = None,
+    below: str | Path | None = None,
+    models: Sequence[str] | None = None,
 ):
     """The inspector as one widget: pick a stack, look at its chain and frames, ask it, and compare
     two of them.
 
     folder: a saved stack, opened at once; root: where the picker looks, both relative to the
     repository; data_dir: where the rows come from, if not from where they came in training.
+    below: the folder below which a stack must lie, links followed; models: hub ids and folders that
+    a stack may have loaded besides the packaged models. None: any, for a user of this process.
     """
-    return Inspector(folder, root, data_dir).view
+    return Inspector(folder, root, data_dir, below, models).view
 
 
 def guarded(tab: str, button: str = "", sign: str = ""):
     """A callback that shows what is wrong in the line of its tab instead of a traceback. While it
-    works, its button (an attribute) is disabled and says so."""
+    works, its button (an attribute) is disabled and says so. Every handler of the page is one, so
+    that no file, however odd, leaves it waiting."""
 
     def wrap(callback):
         @functools.wraps(callback)
@@ -99,8 +100,10 @@ def guarded(tab: str, button: str = "", sign: str = ""):
             try:
                 with silent():
                     callback(self, *arguments)
-            except (OSError, ValueError) as error:
+            except (SkillStackError, OSError) as error:
                 self.say(tab, str(error), wrong=True)
+            except Exception as error:
+                self.say(tab, f"{type(error).__name__}: {first_line(error)}", wrong=True)
             finally:
                 if pressed is not None:
                     pressed.description, pressed.disabled = words, False
@@ -119,18 +122,18 @@ class Inspector:
     '<p class="said wrong" role="status" aria-live="polite">open a stack first</p>'
     """
 
-    def __init__(self, folder=None, root="results", data_dir=None):
+    def __init__(self, folder=None, root="results", data_dir=None, below=None, models=None):
         import ipywidgets as w
 
-        self.w, self.data_dir, self.backbones = w, data_dir, {}
-        self.stack, self.second_stack, self.routers = None, None, {}
-        found = {str(path.relative_to(placed(root))): str(path) for path in find_stacks(root)}
+        self.w, self.data_dir, self.below, self.models = w, data_dir, below, models
+        self.backbones, self.routers = {}, {}
+        self.stack, self.second_stack = None, None
         named = {"style": {"description_width": "6.5em"}}
         wide = named | {"layout": w.Layout(width="98%")}
         tabs = ("Stack", "Ask", "Chain", "Frame", "Router", "Compare")
         self.messages = {tab: w.HTML() for tab in tabs}
         self.picker = w.Dropdown(
-            options={"choose a saved stack": "", **found}, description="saved stack", **wide
+            options=[("choose a saved stack", "")], description="saved stack", **wide
         )
         self.path = w.Text(description="or a folder", placeholder="path of a stack", **wide)
         self.open_button = w.Button(description="Open")
@@ -156,15 +159,21 @@ class Inspector:
         )
         route = "Route evaluation texts of every task"
         self.route_button = w.Button(description=route, layout={"width": "22em"})
-        self.second = w.Dropdown(
-            options={"this stack": "", **found}, description="other stack", **wide
-        )
+        self.second = w.Dropdown(options=[("this stack", "")], description="other stack", **wide)
         self.other = w.Dropdown(description="with frame", **named)
         self.answer, self.chain, self.card, self.drawn, self.rows, self.routed, self.compared = (
             w.VBox() for _ in range(7)
         )
         self.view = self.layout()
         self.connect()
+        self.begin(folder, root)
+
+    @guarded("Stack")
+    def begin(self, folder, root) -> None:
+        """Look for stacks, and open the one that is given."""
+        found = {str(path.relative_to(placed(root))): str(path) for path in find_stacks(root)}
+        for box in (self.picker, self.second):
+            box.options = [*box.options, *found.items()]
         path = "" if folder is None else str(placed(folder))
         if path in found.values():
             self.picker.value = path  # opens it
@@ -249,22 +258,23 @@ class Inspector:
         code = base64.b64encode(png(ax)).decode()
         return self.w.HTML(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{code}">')
 
-    def pages(self, table: pd.DataFrame) -> list:
-        """Texts, `PAGE` at a time, below the number of the page."""
+    def pages(self, tab: str, table: pd.DataFrame) -> list:
+        """Texts on a tab, `PAGE` at a time, below the number of the page."""
         last = max(1, -(-len(table) // PAGE))
         page = self.w.BoundedIntText(value=1, min=1, max=last, description=f"page 1–{last}")
         listed = self.w.VBox()
 
-        def turn(_=None) -> None:
+        @guarded(tab)
+        def turn(self, _=None) -> None:
             listed.children = [self.texts(table.iloc[(page.value - 1) * PAGE : page.value * PAGE])]
 
-        page.observe(turn, "value")
-        turn()
+        page.observe(functools.partial(turn, self), "value")
+        turn(self)
         return [page, listed]
 
-    def confusion(self, answers: pd.DataFrame, row: str, column: str) -> list:
-        """The confusion matrix as a heat map, and the texts of the cell chosen below it; row and
-        column say what its axes are."""
+    def confusion(self, tab: str, answers: pd.DataFrame, row: str, column: str) -> list:
+        """The confusion matrix as a heat map on a tab, and the texts of the cell chosen below it;
+        row and column say what its axes are."""
         counts = views.confusion_table(answers)
         drawn = views.confusion_table(answers, MOST_LABELS)
         cut = f"; the {MOST_LABELS} rows with most mistakes" if len(drawn) < len(counts) else ""
@@ -275,35 +285,51 @@ class Inspector:
         answer = self.w.Dropdown(description=column)
         found = self.w.VBox()
 
-        def choose(_=None) -> None:
+        @guarded(tab)
+        def choose(self, _=None) -> None:
             cells = counts.loc[label.value]
             answer.options = [(f"{name} ({n})", name) for name, n in cells.items() if n]
-            look()
+            look(self)
 
-        def look(_=None) -> None:
+        @guarded(tab)
+        def look(self, _=None) -> None:
             texts = views.examples_in_cell(answers, label.value, answer.value)
             found.children = [self.texts(texts.head(PAGE))]
 
-        label.observe(choose, "value")
-        answer.observe(look, "value")
-        choose()
+        label.observe(functools.partial(choose, self), "value")
+        answer.observe(functools.partial(look, self), "value")
+        choose(self)
         return [image, self.title("Texts of one cell"), self.w.HBox([label, answer]), found]
 
     # ------------------------------------------------------------------ a stack, a frame
+
+    def place(self, folder: str) -> Path:
+        """Where a stack lies, if it may be opened; links are followed before that is decided."""
+        path = placed(folder)
+        if self.below is not None:
+            path, below = path.resolve(), placed(self.below).resolve()
+            if not path.is_relative_to(below):
+                how = "start the page with --anywhere to open other folders"
+                raise SkillStackError(f"{folder} is not below {below}: {how}")
+        return path
 
     @guarded("Stack", "open_button", "opening …")
     def open(self, folder: str) -> None:
         if not folder:
             return
         self.say("Stack", f"opening {folder} …")
-        stack = open_stack(folder, self.backbones)
+        path = self.place(folder)
+        stack = open_stack(path, self.backbones, self.models)
         links = views.chain_table(stack)  # reads every file: once a stack
         routers, missing = {}, ""
         try:
-            routers = saved_routers(folder)  # each is loaded when it is chosen
-            routers = routers or stack_routers(stack, folder, self.data_dir)
+            routers = saved_routers(path)  # each is loaded when it is chosen
+            routers = routers or stack_routers(stack, path, self.data_dir)
         except SkillStackError as error:  # the rows are not at hand; everything else still is
             missing = f"; none could be fitted: {error}"
+        drawn = self.image(plotting.chain_figure(links), "The chain of frames, latest first")
+        chain = [drawn, self.table(views.readable_sizes(links))]
+        self.show_examples(stack)
         self.stack = None  # no callback works on half of this stack and half of the last
         names = [frame.name for frame in reversed(stack.frames)]
         self.second.value = ""
@@ -316,9 +342,7 @@ class Inspector:
             box.options = options
             box.index = place % len(options) if options else None
         self.stack, self.routers, self.second_stack, self.links = stack, routers, stack, links
-        self.show_examples()
-        drawn = self.image(plotting.chain_figure(links), "The chain of frames, latest first")
-        self.chain.children = [drawn, self.table(views.readable_sizes(links))]
+        self.chain.children = chain
         self.answer.children, self.routed.children = [], []
         for tab in self.messages:
             self.messages[tab].value = ""
@@ -327,10 +351,11 @@ class Inspector:
         self.show_frame()
         self.choose_router()
 
-    def show_examples(self) -> None:
-        """A button for each example text that a task of this stack is about, and one about nothing
-        it knows; the box for a second text where a task has two."""
-        frames = self.stack.frames
+    def show_examples(self, stack: SkillStack) -> None:
+        """A button for each example text that a task of a stack is about, and one about nothing it
+        knows; the box for a second text where a task has two."""
+        frames = stack.frames
+        pairs = any("{text_pair}" in views.template(frame) for frame in frames)
         families = {TASKS[frame.task].family for frame in frames if frame.task in TASKS}
         buttons = []
         for family, texts in EXAMPLES.items():
@@ -339,9 +364,9 @@ class Inspector:
                 button.on_click(lambda _, text=text: self.show_example(text))
                 buttons.append(button)
         self.examples.children = buttons
-        pairs = any("{text_pair}" in views.template(frame) for frame in frames)
         self.pair.layout.display = None if pairs else "none"
 
+    @guarded("Ask")
     def show_example(self, text: str) -> None:
         self.text.value, self.pair.value, self.form.value = text, "", ""
         self.show_answer()
@@ -377,8 +402,8 @@ class Inspector:
         self.rows.children = [
             self.table(views.per_class(answers).map(str)),
             self.title(f"{len(wrong)} mistakes, the most confident first"),
-            *self.pages(wrong),
-            *self.confusion(answers, "label", "answer"),
+            *self.pages("Frame", wrong),
+            *self.confusion("Frame", answers, "label", "answer"),
         ]
 
     # ------------------------------------------------------------------ a router, a text
@@ -427,7 +452,7 @@ class Inspector:
         answers = views.routed_frames(router, stream, ROUTED_ROWS)
         share = f"{100 * answers['right'].mean():.1f} % to their own frame"
         self.say("Router", f"{self.router.value}: {share}")
-        self.routed.children = self.confusion(answers, "task", "sent to")
+        self.routed.children = self.confusion("Router", answers, "task", "sent to")
 
     @guarded("Ask", "ask_button", "asking …")
     def show_answer(self, _=None) -> None:
@@ -492,7 +517,10 @@ class Inspector:
     def choose_second(self, _=None) -> None:
         if self.stack is not None:
             chosen = self.second.value
-            self.second_stack = open_stack(chosen, self.backbones) if chosen else self.stack
+            second = self.stack
+            if chosen:
+                second = open_stack(self.place(chosen), self.backbones, self.models)
+            self.second_stack = second
             self.other.options = [frame.name for frame in reversed(self.second_stack.frames)]
             self.show_compared()
 
@@ -519,56 +547,39 @@ class Inspector:
 # ---------------------------------------------------------------------- the page
 
 
-def serve(folder: Path, port: int, ready: Callable[[str], None] = print) -> int:
-    """Serve the inspector of a stack on 127.0.0.1 until it is stopped; returns Voilà's exit status.
-
-    ready: told the address as soon as the server answers. Kernels that nobody has used for ten
-    minutes are stopped.
-    """
-    import nbformat
-
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise SkillStackError(f"port {port} is in use: give another one")
-    cells = [
-        "from IPython.display import Javascript\nfrom skillstack_helpers.lab import widgets as w",
-        f"display(w.inspector({str(folder)!r}, {str(folder.parents[1])!r}))\n"
-        "display(Javascript(w.SHORTCUT))  # Ctrl+Enter in a text is the button Answer",
-    ]
-    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    page.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": ""}
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "SkillStack inspector.ipynb"
-        nbformat.write(page, path)
-        command = [sys.executable, "-m", "voila", str(path), f"--port={port}", "--no-browser"]
-        command += ["--Voila.ip=127.0.0.1", "--Voila.log_level=ERROR"]
-        command += ["--MappingKernelManager.cull_idle_timeout=600"]
-        command += ["--MappingKernelManager.cull_interval=60"]
-        server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            while server.poll() is None:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        ready(f"http://127.0.0.1:{port}/")
-                        break
-                time.sleep(0.1)
-            return server.wait()
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            server.terminate()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m skillstack_helpers.lab.widgets")
     parser.add_argument("folder", type=Path, help="where to look for a stack; the newest is opened")
     parser.add_argument("--port", type=int, default=8866)
+    parser.add_argument(
+        "--anywhere", action="store_true", help="the page may open stacks outside the folder too"
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        help="hub id or folder of a backbone that a stack may have loaded besides the packaged "
+        "ones; can be given several times",
+    )
     arguments = parser.parse_args(argv)
+    root = arguments.folder.resolve()
+    below = None if arguments.anywhere else str(root)
     try:
-        folder = newest_stack(arguments.folder.resolve())
+        from . import page
+    except ImportError as error:  # an extra
+        raise SystemExit(f"error: {error}: pip install voila") from None
+    try:
+        folder = newest_stack(root)
+        shown = f"{str(folder)!r}, {str(root)!r}, below={below!r}, models={arguments.model!r}"
+        cells = [
+            "from IPython.display import Javascript\n"
+            "from skillstack_helpers.lab import widgets as w",
+            f"display(w.inspector({shown}))\n"
+            "display(Javascript(w.SHORTCUT))  # Ctrl+Enter in a text is the button Answer",
+        ]
         say = functools.partial(print, flush=True)
         say(f"stack     {folder}\nstop with Ctrl+C; the page is at")
-        raise SystemExit(serve(folder, arguments.port, say))
+        raise SystemExit(page.serve(cells, arguments.port, say, "SkillStack inspector"))
     except SkillStackError as error:
         raise SystemExit(f"error: {error}") from None
 
