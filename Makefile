@@ -1,7 +1,7 @@
 # make demo: train and route a small stack on real text.  make inspect: look into it in a browser.
 # make gallery: every figure and page from the committed runs.  make figures: the same for a paper.
 # make book: all notebooks as HTML.
-# make test: everything CI checks.  make bench: how fast it is beside what one would otherwise use.
+# make test: everything CI checks.  make faults: the whole campaign of faults, half an hour.  make bench: how fast it is beside what one would otherwise use.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 # never pasted into its text, so that spaces and quotes do no harm.
 export BIN DEMO
 
-.PHONY: help demo inspect picture gallery figures bench book lint test clean
+.PHONY: help faults demo inspect picture gallery figures bench book lint test clean
 
 help:
 	@grep -h "^# make" Makefile | sed "s/^# //"
@@ -57,6 +57,10 @@ lint: .venv/.installed
 # Files side by side, each on one thread, in the order of tests/conftest.py.
 test: lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Corrupted files, kill -9, races, refusing disks and bad input; goes on where it was stopped.
+faults: .venv/.installed
+	OMP_NUM_THREADS=1 "$$BIN/python" tests/faults
 
 gallery: .venv/.installed
 	$(BIN)/python results/report gallery

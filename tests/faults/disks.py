@@ -79,12 +79,12 @@ def works(root: Path) -> dict[str, kills.Work]:
     return found | {"a run": kills.Work(Path.mkdir, measured, reads)}
 
 
-def run(name: str, root: Path, kind: str, most: int = 200, known={}) -> list[tuple[str, str]]:  # noqa: B006
+def run(name: str, root: Path, kind: str, stride: int = 1, known={}) -> list[tuple[str, str]]:  # noqa: B006
     """One work, refused at its first step, its second, and so on until it is through."""
     if root not in known:
         known[root] = works(root)
     work, place, verdicts = known[root][name], root / "refused", []
-    for at in range(1, most):
+    for at in range(1, 500, stride):
         shutil.rmtree(place, ignore_errors=True)
         work.before(place)
         with refusing(place, at, ERRORS[kind]) as count:
