@@ -146,10 +146,12 @@ def check_seal(path: Path, stream: BinaryIO) -> None:
     versions have no seal."""
     stream.seek(0)
     head = stream.read(_SEAL_WITHIN)
-    if found := _SEAL.search(head):
+    found = _SEAL.search(head)
+    if found:
         total = hashlib.sha256(head[: found.start(1)] + NO_SEAL.encode() + head[found.end(1) :])
-        if _digest(stream, total) != found[1].decode():
-            raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
+        found = _digest(stream, total) == found[1].decode()
+    if not found and b'"seal' in head:
+        raise SkillStackError(f"{path} was changed or cut off (SHA-256 differs)")
 
 
 def read_bytes(path: Path, sha256: str | None = None, most: int | None = None) -> bytes:

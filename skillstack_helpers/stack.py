@@ -835,6 +835,7 @@ def read_manifest(folder: Path) -> dict:
     dropped, kept = manifest.get("dropped", {}), {e["name"] for e in manifest["frames"]}
     check_fields(f"{path}: dropped", dropped, dict.fromkeys(dropped, OBJECT))
     for name, entry in dropped.items():
+        check_fields(f"{path}: dropped", {"name": name}, {"name": NAMED})
         rules = {"to": or_none(NAMED), "parent": or_none(NAMED)}
         check_fields(f"{path}: dropped {name!r}", entry, rules)
     for decision in manifest.get("decisions", []):

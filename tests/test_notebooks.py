@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT / "results"))
 from report import baselines, generation, pages, streams
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-ENV = os.environ | {"PYTHONPATH": str(ROOT)}
+SECRET = "hf_TESTSECRET123"
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "HF_TOKEN": SECRET}
 ENV["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 TINY = {"n_train": 4, "n_router": 16, "n_eval": 4, "epochs": 1, "max_length": 32}
 
@@ -63,7 +64,11 @@ def papermill(
     )  # as the committed run: sums are added in one order
     if data_dir:
         env["SKILLSTACK_DATA"] = str(data_dir)
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    assert SECRET not in done.stdout + done.stderr
+    for path in out.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+    return done
 
 
 def figures(out: Path) -> int:

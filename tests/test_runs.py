@@ -314,3 +314,28 @@ def test_published_numbers_are_verbatim_where_the_texts_are_at_hand():
     elsewhere = published["source"].str.contains("arXiv|uncertainty-baselines")
     for words in published.loc[~elsewhere, "words"].unique():
         assert any(words in text for text in texts), words
+
+
+# ------------------------------------------------------------------ digests
+
+
+def test_a_finished_run_is_read_as_it_was_finished_or_not_at_all(settings):
+    run = open_run(settings)
+    run.record("accuracy", 0.5, eval_task="imdb", n=2)
+    run.save("rows.csv", pd.DataFrame({"a": [1.5]}))
+    run.finish()
+    run.save("rows.csv", pd.DataFrame({"a": [2.5]}))  # what a finished run has on file stays
+    run.save("late.csv", pd.DataFrame({"a": [3.5]}))
+    read = runs.read_run(run.folder)
+    assert read.read("rows.csv")["a"].tolist() == [1.5]
+    assert set(read.facts["sha256"]) == {"metrics.csv", "rows.csv", "late.csv"}
+    for name in ("metrics.csv", "rows.csv", "late.csv", "run.json"):
+        path = run.folder / name
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"5", b"6", 1))
+        with pytest.raises(SkillStackError, match=f"{name} was changed or cut off"):
+            runs.read_run(run.folder).read(name if name.endswith("csv") else "rows.csv")
+        path.write_bytes(content)
+    (run.folder / "rows.csv").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(SkillStackError, match=r"rows.csv was changed"):
+        read.read("rows.csv")

@@ -17,7 +17,7 @@ from conftest import ROOT, edit_json
 
 from skillstack_helpers import SkillStackError, frames, training
 from skillstack_helpers import stack as stack_module
-from skillstack_helpers.files import aside, digest, file_sha256
+from skillstack_helpers.files import aside, digest, file_sha256, locked
 from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.routers import HybridChainRouter
 from skillstack_helpers.stack import SkillStack
@@ -623,3 +623,87 @@ def test_a_stack_saved_by_version_0_1_opens_and_answers_the_same(tmp_path):
     stack = SkillStack.from_pretrained(saved / "stack", backbone)
     again = stack.save_pretrained(tmp_path / "again")
     SkillStack.from_pretrained(again, backbone).verify()
+
+
+# ------------------------------------------------------------------ several processes
+
+
+def renamed(frame, name, parent):
+    """The frame as another process may have learned it."""
+    fresh = dict(folder=None, sha256={}, listed=None, _weights=frame.weights())
+    return dataclasses.replace(frame, name=name, parent=parent, **fresh)
+
+
+def test_what_another_process_has_added_is_taken_in(folder, grown):
+    ours = SkillStack.from_pretrained(folder, grown.backbone)
+    theirs = SkillStack.from_pretrained(folder, grown.backbone)
+    theirs.frames.append(renamed(grown["imdb"], "theirs", "qqp"))
+    theirs.save_pretrained(folder)
+    ours.frames.append(renamed(grown["agnews"], "ours", "qqp"))
+    ours.save_pretrained(folder)
+    names = ["imdb", "agnews", "qqp", "theirs", "ours"]
+    assert [frame.name for frame in ours.frames] == names
+    again = SkillStack.from_pretrained(folder, grown.backbone)
+    again.verify()
+    assert [frame.name for frame in again.frames] == names
+    answer = again.predict(["class1 of the"], "theirs").probabilities
+    assert np.array_equal(answer, grown.predict(["class1 of the"], "imdb").probabilities)
+    theirs.save_pretrained(folder)  # nothing of its own is new
+    assert [frame.name for frame in theirs.frames] == names
+
+
+def test_two_frames_of_one_name_are_not_mixed(folder, grown):
+    ours, theirs = (SkillStack.from_pretrained(folder, grown.backbone) for _ in range(2))
+    for stack, frame in ((theirs, "imdb"), (ours, "agnews")):
+        stack.frames.append(renamed(grown[frame], "new", "qqp"))
+    theirs.save_pretrained(folder)
+    before = (folder / "stack.json").read_bytes()
+    with pytest.raises(SkillStackError, match="another process has saved a frame 'new'"):
+        ours.save_pretrained(folder)
+    assert (folder / "stack.json").read_bytes() == before
+
+
+def test_a_stack_that_others_made_smaller_is_opened_again_first(folder, grown):
+    ours, theirs = (SkillStack.from_pretrained(folder, grown.backbone) for _ in range(2))
+    theirs.remove("qqp")
+    ours.frames.append(renamed(grown["imdb"], "new", "agnews"))
+    with pytest.raises(SkillStackError, match="open the stack again"):
+        ours.save_pretrained(folder)
+    assert "qqp" not in SkillStack.from_pretrained(folder, grown.backbone)
+
+
+def test_a_smaller_stack_does_not_take_frames_back_in(folder, grown):
+    stack = SkillStack.from_pretrained(folder, grown.backbone)
+    with pytest.raises(SkillStackError, match="holds another stack"):
+        stack.copy(stack.frames[:2]).save_pretrained(folder)
+    assert len(SkillStack.from_pretrained(folder, grown.backbone)) == 3
+
+
+def test_a_frame_whose_parent_is_missing_is_named(folder, grown, capsys):
+    other = SkillStack(grown.backbone)
+    other.frames = [renamed(grown["imdb"], "root", None), renamed(grown["imdb"], "child", "root")]
+    other.save_pretrained(folder.parent / "other")
+    shutil.copytree(folder.parent / "other" / "frames" / "child", folder / "frames" / "child")
+    assert len(SkillStack.from_pretrained(folder, grown.backbone)) == 3
+    assert "child is a whole frame, but no part of the stack: its parent 'root' is missing" in (
+        capsys.readouterr().out
+    )
+
+
+def test_one_process_writes_at_a_time(folder, grown, monkeypatch):
+    monkeypatch.setattr(stack_module, "locked", lambda place: locked(place, seconds=0.1))
+    code = (
+        "import sys, time; from pathlib import Path; from skillstack_helpers.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)"
+    )
+    stack = SkillStack.from_pretrained(folder, grown.backbone)
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(SkillStackError, match="another process is writing to"):
+            stack.save_pretrained(folder)
+        assert len(SkillStack.from_pretrained(folder, grown.backbone)) == 3  # readers do not wait
+    finally:
+        other.kill()
+        other.wait()
+    stack.save_pretrained(folder)  # a killed process leaves no lock behind

@@ -115,7 +115,7 @@ def said_by(part: str, root: Path) -> dict:
         said["shares"] = [mixture.label_names, digest(mixture.weights), mixture.shares]
         said["temperatures"] = digest(mixture.temperatures)
     elif part == "run":
-        (place,) = folder.iterdir()
+        (place,) = folder.glob("*-*")
         run = read_run(place)
         facts = {k: v for k, v in run.facts.items() if k != "sha256"}
         said["run"] = [run.metrics.to_json(), facts, run.matrix(TASKS).to_json()]
