@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import SkillStackError
-from .files import cache_dir, file_sha256, package_dir, pip_download
+from .files import cache_dir, explain, file_sha256, package_dir, pip_download
 
 VADER = "vaderSentiment-3.3.2"
 VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -102,10 +102,13 @@ def _vader_sdist() -> Path:
     """The source distribution of vaderSentiment; wheels leave the rated sentences out."""
     path = cache_dir() / f"{VADER}.tar.gz"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            requirement = VADER.replace("-", "==")
-            pip_download(requirement, Path(folder), "--no-binary", ":all:").replace(path)
+        requirement = VADER.replace("-", "==")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                pip_download(requirement, Path(folder), "--no-binary", ":all:").replace(path)
+        except OSError as error:
+            raise SkillStackError(f"cannot make {path}: {explain(error)}") from None
     if file_sha256(path) != VADER_SHA256:
         raise SkillStackError(f"{path} is not the published file (SHA-256 differs): delete it")
     return path

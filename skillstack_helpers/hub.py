@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 from collections.abc import Iterator, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
 
 from .errors import SkillStackError, first_line
-from .files import cache_dir, hub_reachable, write_atomic
+from .files import cache_dir, explain, hub_reachable, read_bytes, write_atomic
 from .progress import progress
 
 POOL_ROWS = 20_000  # rows of a split that are considered at all (amazon has 3.6 million)
+_DIGITS = 16  # of its digest in the name of a file in the cache
 _LEAST_GROUPS = 16  # row groups that are read where there are so many: sets may be sorted by label
 
 
@@ -32,9 +35,9 @@ def hub_rows(
     """
     key = hashlib.sha256("\x1f".join([*columns, by_name or ""]).encode()).hexdigest()[:8]
     parts = (path.replace("/", "--"), config, split, key)
-    kept = cache_dir() / "hub" / ("-".join(filter(None, parts)) + ".parquet")
-    if kept.exists():
-        return pd.read_parquet(kept)
+    folder, name = cache_dir() / "hub", "-".join(filter(None, parts))
+    if (rows := _kept(folder, name)) is not None:
+        return rows
     offline = hub_reachable()
     try:
         with _cached_only() if offline else contextlib.nullcontext():
@@ -49,9 +52,22 @@ def hub_rows(
         ) from None
     content = BytesIO()
     rows.to_parquet(content, index=False)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(kept, content.getvalue())
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / f"{name}.{digest[:_DIGITS]}.parquet", content.getvalue())
+    except OSError as error:
+        print(f"{path} cannot be kept in {folder} ({explain(error)}): it is fetched every time")
     return rows
+
+
+def _kept(folder: Path, name: str) -> pd.DataFrame | None:
+    """The rows that are in the cache, if they are those that were put there."""
+    for path in sorted(folder.glob(f"{glob.escape(name)}.{'?' * _DIGITS}.parquet")):
+        content = read_bytes(path)
+        if hashlib.sha256(content).hexdigest()[:_DIGITS] == path.name.split(".")[-2]:
+            return pd.read_parquet(BytesIO(content))
+    return None
 
 
 @contextlib.contextmanager

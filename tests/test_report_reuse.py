@@ -35,6 +35,8 @@ def run_of(**tables):
         read_alike=lambda name: [(42, tables[name[:-4]]), (7, tables[name[:-4]])],
         metrics=metrics,
         value=value,
+        method="loop",
+        alike=lambda: metrics.assign(method="loop"),
     )
 
 
@@ -129,8 +131,9 @@ def test_drift_is_weighted_by_texts_and_drawn_with_its_price():
 
 def test_a_bandit_is_drawn_beside_those_who_are_told():
     blocks = pd.DataFrame({"block": [0, 1], "texts": [64, 128], "right": [0.4, 0.6]})
-    rows = [("right_answers", way, share) for way, share in
-            (("bandit", 0.7), ("gate", 0.8), ("told", 0.9), ("any", 0.3))]  # fmt: skip
+    rows = [("right_answers", way, share) for way, share in  # of two seeds
+            (("bandit", 0.6), ("bandit", 0.8), ("gate", 0.8), ("told", 0.9),
+             ("any", 0.3))]  # fmt: skip
     metrics = pd.DataFrame(rows, columns=["metric", "split", "value"])
     drawn = reuse.bandit(run_of(bandit=blocks, metrics=metrics))
     assert drawn.answer == (

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -389,6 +390,57 @@ def test_hub_without_network_is_one_line(monkeypatch, tmp_path):
         load_task("imdb", 2, 2, 2, 0)
     assert "\n" not in str(caught.value)
     assert "mini4" in str(caught.value)
+
+
+def test_a_damaged_cache_is_fetched_again_and_none_is_needed(
+    put_on_hub, tmp_path, monkeypatch, capsys
+):
+    rng = np.random.default_rng(1)
+    asked = put_on_hub({"train": make_rows("imdb", 90, rng), "test": make_rows("imdb", 60, rng)})
+    load = partial(load_task, "imdb", 5, 8, 5, 7, source="hub")
+    fingerprint = load().fingerprint
+    kept = sorted((tmp_path / "cache" / "hub").iterdir())
+    assert len(kept) == len(asked) == 2 and load().fingerprint == fingerprint and len(asked) == 2
+    content = kept[0].read_bytes()
+    kept[0].write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
+    assert load().fingerprint == fingerprint and len(asked) == 3  # and mended
+    assert load().fingerprint == fingerprint and len(asked) == 3
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SKILLSTACK_CACHE", str(tmp_path / "file" / "cache"))
+    capsys.readouterr()
+    assert load().fingerprint == fingerprint
+    said = capsys.readouterr().out
+    assert said.count("cannot be kept in") == 2 and "Not a directory" in said
+    with pytest.raises(SkillStackError, match="cannot make .*tar.gz: Not a directory"):
+        embedded.rated_sentences("tweets")
+
+
+def test_a_network_that_drops_is_one_line_and_leaves_nothing(put_on_hub, tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    put_on_hub({"train": make_rows("imdb", 900, rng), "test": make_rows("imdb", 60, rng)})
+    opened = hub._open
+
+    def dropping(url):
+        stream, left = opened(url), [9000]
+        read = stream.read
+
+        def some(n=-1):
+            left[0] -= n
+            if left[0] < 0:
+                raise ConnectionResetError(104, "Connection reset by peer")
+            return read(n)
+
+        return SimpleNamespace(
+            read=some, seek=stream.seek, tell=stream.tell, closed=False, close=stream.close,
+            readable=lambda: True, seekable=lambda: True, writable=lambda: False,
+        )  # fmt: skip
+
+    monkeypatch.setattr(hub, "_open", dropping)
+    with pytest.raises(SkillStackError, match="cannot load stanfordnlp/imdb .*reset") as caught:
+        load_task("imdb", 5, 8, 5, 7, source="hub")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("*.parquet"))
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 def test_hub_and_its_snapshot_give_the_same_rows(tmp_path, monkeypatch, put_on_hub):

@@ -81,8 +81,9 @@ def _points(rows: pd.DataFrame, side: Mapping) -> pd.Series:
     return 100 * found
 
 
-def said(claim: Claim) -> str:
-    """What was published, from its own numbers: the range over models and seeds."""
+def published(claim: Claim) -> tuple[pd.Series, list[pd.Series]]:
+    """What was published, from its own numbers, a value a model, seed and task: the difference,
+    and the two sides of it; one where the claim is of a single number."""
     numbers = load_published()
     numbers = numbers[meant(numbers, {"section": claim.section})]
     parts = [None if side is None else numbers[meant(numbers, side)] for side in claim.theirs]
@@ -97,22 +98,24 @@ def said(claim: Claim) -> str:
     if not len(first):
         raise SkillStackError(f"nothing published in {claim.section!r} for {claim.theirs[0]}")
     if second is None:
-        return _range(first)
+        return first, [first]
     apart = (first - second).dropna()
     if not len(apart):
         apart = first.reset_index(drop=True) - second.reset_index(drop=True)
-    return f"{_range(apart, '+')} ({_range(first)} against {_range(second)})"
+    return apart, [first, second]
+
+
+def said(claim: Claim) -> str:
+    """What was published in words: the range over models and seeds."""
+    apart, sides = published(claim)
+    if len(sides) == 1:
+        return _range(apart)
+    return f"{_range(apart, '+')} ({' against '.join(map(_range, sides))})"
 
 
 def _range(values: pd.Series, sign: str = "") -> str:
     ends = sorted({f"{value:{sign}.1f}" for value in (values.min(), values.max())}, key=float)
     return " to ".join(ends)
-
-
-def _ends(claim: Claim) -> tuple[float, float]:
-    """The smallest and largest published difference."""
-    found = said(claim).partition(" (")[0].split(" to ")
-    return float(found[0]), float(found[-1])
 
 
 def figure(runs: pd.DataFrame) -> Drawn:
@@ -123,7 +126,8 @@ def figure(runs: pd.DataFrame) -> Drawn:
     ax.axvline(0, color="grey", lw=1, ls=":")
     looks = {"reproduced": GREEN, "not reproduced": RED, "open": ORANGE}
     for k, (claim, one) in enumerate(zip(tried, found, strict=True)):
-        low, high = _ends(claim)
+        apart, _ = published(claim)
+        low, high = apart.min(), apart.max()
         ax.hlines(k - 0.17, low, high, color=GREY, lw=2.5)
         ax.plot([low, high], [k - 0.17] * 2, "o", color=GREY, markersize=6, **plotting.EDGE)
         if not np.isnan(one.low):

@@ -329,7 +329,9 @@ def bandit(run: Run) -> Drawn:
     how = {"by": "what", "title": "Routing by feedback on answers alone", "legend": False}
     plotting.curves(table, "texts", "percent", "texts answered so far", "right answers (%)", ax,
                     **how)  # fmt: skip
-    who = run.metrics[run.metrics["metric"].eq("right_answers")].set_index("split")["value"]
+    alike = run.alike()
+    ends = alike[alike["method"].eq(run.method) & alike["metric"].eq("right_answers")]
+    who = ends.groupby("split")["value"].mean()
     said = {"bandit": "bandit, afterwards", "gate": "gate", "told": "told the task",
             "any": "a frame at random"}  # fmt: skip
     for (key, label), line in zip(said.items(), ("--", "-.", ":", (0, (1, 4))), strict=True):
