@@ -36,10 +36,14 @@ from skillstack_helpers.routers import load_router, save_router
 
 AT_ONCE = 3  # kills in the same folder before the work is left to end
 NOTEBOOKS = {  # with the parameters of a run of a minute or less
-    "01_train_stack": {"preset": "adaptive3"},
-    "04_baselines": {"preset": "adaptive3", "methods": "frames,ewc,joint", "ewc_strength": 10.0},
-    "06_compression": {"preset": "adaptive3", "n_held_back": 16, "max_loss_pp": 50.0},
-    "10_reuse_or_create": {"preset": "adaptive3", "n_train": 9, "n_eval": 8},
+    "01_train_stack": {"tasks": "imdb,agnews,qqp"},
+    "04_baselines": {
+        "tasks": "imdb,agnews,qqp",
+        "methods": "frames,ewc,joint",
+        "ewc_strength": 10.0,
+    },
+    "06_compression": {"tasks": "imdb,agnews,qqp", "n_held_back": 16, "max_loss_pp": 50.0},
+    "10_reuse_or_create": {"tasks": "imdb,agnews,qqp", "n_train": 9, "n_eval": 8},
 }
 
 
