@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import safetensors
 import safetensors.numpy
-from sklearn.utils.validation import check_is_fitted
 
-from ..errors import SkillStackError, checked_name
+from ..errors import SkillStackError, checked_name, checked_path, shown
 from ..files import explain, read_json, write_atomic
 from .arrow import ArrowRouter
-from .base import Router, fit_temperature, walk  # noqa: F401
+from .base import NotFittedError, Router, check_fitted, fit_temperature, walk  # noqa: F401
 from .gate import GateRouter
 from .hybrid import HybridChainRouter, HybridEmbedRouter, HybridSVMRouter
 from .profile import CentroidRouter, ProfileRouter
@@ -60,7 +59,9 @@ def make_router(name: str, **parameters) -> Router:
     own = kind().get_params()
     for parameter in parameters:
         checked_name(parameter, sorted(known), "router parameter")
-    return kind(**{key: value for key, value in parameters.items() if key in own})
+    router = kind(**{key: value for key, value in parameters.items() if key in own})
+    router._check_parameters()
+    return router
 
 
 def save_router(router: Router, folder: str | Path) -> Path:
@@ -69,10 +70,11 @@ def save_router(router: Router, folder: str | Path) -> Path:
     The JSON file is written last and names the SHA-256 of the arrays, so that a router that was
     half replaced is noticed when it is loaded.
     """
-    check_is_fitted(router)
     name = next((key for key, kind in ROUTERS.items() if type(router) is kind), None)
     if name is None:
-        raise SkillStackError(f"{type(router).__name__} is none of {', '.join(ROUTERS)}")
+        what = type(router).__name__ if isinstance(router, Router) else f"router: {shown(router)}"
+        raise SkillStackError(f"{what} is none of {', '.join(ROUTERS)}")
+    check_fitted(router)
     parameters = {k: v for k, v in router.get_params().items() if k not in _LIVE}
     state, arrays = {}, {}
     for key, value in router._state().items():
@@ -80,7 +82,7 @@ def save_router(router: Router, folder: str | Path) -> Path:
     content = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()})
     fields = {"schema_version": SCHEMA, "router": name, "parameters": parameters, "state": state}
     fields["sha256"] = hashlib.sha256(content).hexdigest()
-    folder = Path(folder).expanduser()
+    folder = checked_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "arrays.safetensors", content)
@@ -97,7 +99,7 @@ def load_router(
 
     Only JSON and plain arrays are read. Raises `SkillStackError` naming the file that is wrong.
     """
-    path = Path(folder).expanduser() / "router.json"
+    path = checked_path(folder) / "router.json"
     arrays_path = path.parent / "arrays.safetensors"
     fields = read_json(path, ("schema_version", "router", "parameters", "state", "sha256"))
     if fields["schema_version"] != SCHEMA or fields["router"] not in list(ROUTERS):
