@@ -36,6 +36,8 @@ def shown(value) -> str:
     >>> shown("a" * 200)[-3:]
     'aa…'
     """
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # NumPy writes np.int64(3)
     line = " ".join(repr(value).split()) if not isinstance(value, str) else repr(value)
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
