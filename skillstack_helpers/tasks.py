@@ -263,7 +263,7 @@ def checked_data(data, *splits: str) -> TaskData:
         pair = ("text_pair",) if "{text_pair}" in data.task.template else ()
         _check_columns(rows, where)
         if not len(rows):
-            raise SkillStackError(f"{where}: there are none")
+            raise SkillStackError(f"{where}: there are none (n_{split})")
         _check_strings(rows, ("text", *pair), where)
         _check_labels(rows, data.task, where)
     return data

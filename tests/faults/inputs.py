@@ -48,7 +48,8 @@ NAN, INF = float("nan"), float("inf")
 class Bad(NamedTuple):
     """One bad input."""
 
-    where: str  # the function, and the value in words
+    where: str  # the function, and what of it is wrong
+    value: str  # in words
     call: Callable  # of the kit
     words: str  # a pattern that the message holds
 
@@ -57,7 +58,7 @@ def each(where: str, call: Callable, values: Mapping, words: str) -> Iterator[Ba
     """The function with each of the values; `words` or the value itself must be named."""
     for said, value in values.items():
         pattern = f"{words}|{re.escape(shown(value))}"
-        yield Bad(f"{where} {said}", lambda kit, value=value: call(kit, value), pattern)
+        yield Bad(where, said, lambda kit, value=value: call(kit, value), pattern)
 
 
 # ---------------------------------------------------------------------- what people pass
@@ -136,7 +137,7 @@ def of_data(where: str, call: Callable, *splits: str) -> Iterator[Bad]:
     for said, value in no_data(*splits).items():
         ask = (lambda kit, v=value: call(kit, v(kit))) if isinstance(
             value, types.FunctionType) else (lambda kit, v=value: call(kit, v))  # fmt: skip
-        yield Bad(f"{where} {said}", ask, words)
+        yield Bad(where, said, ask, words)
 
 
 # ---------------------------------------------------------------------- texts
@@ -733,7 +734,8 @@ def parameters() -> Iterator[Bad]:
         for value in _bad_values(field, kinds[field.name]):
             call = lambda kit, name, value: RunConfig.from_notebook({name: value}, "01")  # noqa: E731
             yield Bad(
-                f"RunConfig {field.name}={shown(value)[:20]}",
+                f"RunConfig {field.name}",
+                shown(value),
                 lambda kit, name=field.name, value=value, call=call: call(kit, name, value),
                 field.name.removesuffix("s"),  # of a list one name is wrong
             )
@@ -783,7 +785,7 @@ def every() -> Iterator[Bad]:
     yield from of_data("second_look", lambda k, x: pruning.second_look(
         k.stack, k.router, x, k.config, k.answers), "train", "router", "eval")  # fmt: skip
     yield from of_data("Answers.of", lambda k, x: Answers.of([x], "eval"), "eval")
-    yield Bad("SkillStack.grow one label in the rows", lambda k: k.stack.grow(
+    yield Bad("SkillStack.grow rows", "one label", lambda k: k.stack.grow(
         _rows(lambda rows: rows[rows["label"] == 0], "train")(k), k.config, name="new"),
         "all training rows have the label 'negative'")  # fmt: skip
     for name, beyond in _OUT_OF_RANGE.items():
