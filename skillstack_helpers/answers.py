@@ -11,11 +11,19 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax
 
-from .errors import SkillStackError
+from .errors import (
+    SkillStackError,
+    checked_labels,
+    checked_list,
+    checked_names,
+    checked_router,
+    checked_texts,
+    shown,
+)
 from .frames import Frame, weights_digest
 from .heads import Evaluation
 from .stack import SkillStack
-from .tasks import TaskData
+from .tasks import TaskData, checked_stream
 
 
 class Answers:
@@ -32,10 +40,10 @@ class Answers:
     """
 
     def __init__(self, texts: Sequence[str], tasks, labels, label_names):
-        self.texts = list(texts)
-        self.tasks = np.array(tasks, dtype=object)  # (n,)
-        self.labels = np.array(labels, dtype=np.int64)  # (n,)
-        self.label_names = np.array(label_names, dtype=object)  # (n,)
+        self.texts = checked_texts(texts)
+        self.tasks = np.array(checked_names(tasks, "tasks"), dtype=object)  # (n,)
+        self.labels = checked_labels(labels, "labels")  # (n,)
+        self.label_names = np.array(checked_names(label_names, "label_names"), dtype=object)
         if len({len(x) for x in (self.texts, self.tasks, self.labels, self.label_names)}) > 1:
             raise SkillStackError("texts, tasks, labels and label_names differ in length")
         self._known: dict[tuple, _Said] = {}  # what a frame is -> what it said
@@ -45,7 +53,9 @@ class Answers:
     def of(cls, stream: Sequence[TaskData], split: str, rows: slice = slice(None)) -> Answers:
         """A split ("train", "router", "eval") of every task; of its rows those in the slice."""
         texts, tasks, labels, names = [], [], [], []
-        for data in stream:
+        if split not in ("train", "router", "eval"):
+            raise SkillStackError(f"split must be train, router or eval, got {shown(split)}")
+        for data in checked_stream(stream, split):
             ids = data.labels(split)[rows]
             texts += data.texts(split)[rows]
             tasks += [data.name] * len(ids)
@@ -85,7 +95,7 @@ class Answers:
     def routed(self, stack: SkillStack, router) -> pd.DataFrame:
         """Every text routed and answered: task, truth (label name), frame (the router's choice),
         score, depth, fallback, answer (label name)."""
-        routes = router.route(self.texts)
+        routes = checked_router(router, "route").route(self.texts)
         frames = _frames(stack, routes["frame"], len(routes))
         labels = self._ask(stack, frames, self._rows(None))
         answer = [frame.label_names[label] for frame, label in zip(frames, labels, strict=True)]
@@ -111,7 +121,17 @@ class Answers:
 
     def _rows(self, rows: ArrayLike | None) -> np.ndarray:
         everything = np.arange(len(self.texts))
-        return everything if rows is None else everything[rows]
+        if rows is None:
+            return everything
+        try:
+            chosen = everything[rows]
+            if chosen.ndim == 1:
+                return chosen
+        except (IndexError, TypeError, ValueError):
+            pass
+        raise SkillStackError(
+            f"rows must be positions or a mask of {len(everything)} texts, got {shown(rows)}"
+        )
 
     def _answers_of(self, frame: Frame) -> _Said:
         """What a frame said. Frames that answer the same, such as copies on disk and in memory,
@@ -150,7 +170,7 @@ class _Said(NamedTuple):
 
 def _frames(stack: SkillStack, names, n: int) -> np.ndarray:
     """The frame that each of n texts asks, object (n,)."""
-    names = [names] * n if isinstance(names, str) else list(names)
+    names = [names] * n if isinstance(names, str) else checked_list(names, "frame names")
     if len(names) != n:
         raise SkillStackError(f"{n} texts but {len(names)} frame names")
     frames = {name: stack[name] for name in dict.fromkeys(names)}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import training, trunk
-from .errors import SkillStackError, checked_texts
+from .errors import SkillStackError, checked_number, checked_texts
 from .files import kept_sha256, read_json
 from .hardware import recomputed, say_once
 from .mixed import Adapters, Layout, adapted, adding, layout, pack, short_name
@@ -140,6 +140,7 @@ class Backbone:
     def fits(self, max_length: int) -> int:
         """The most tokens that are read of a text: `max_length`, or all that the model has
         positions for where they are fewer, which is said once."""
+        checked_number(max_length, "max_length", 1, whole=True)
         if max_length > self.max_positions:
             say_once(
                 f"{self.name} has {self.max_positions} positions: texts are cut there, not at "
@@ -362,7 +363,7 @@ class Backbone:
         text embedded before is not embedded again; what is kept, and returned, has float16
         precision.
         """
-        max_length = self.fits(max_length)
+        texts, max_length = checked_texts(texts), self.fits(max_length)
         new = [t for t in dict.fromkeys(texts) if (t, max_length) not in self._embedded]
         held = sum(row.nbytes for row in itertools.islice(self._embedded.values(), 1))
         if held * (len(self._embedded) + len(new)) > _CACHED_EMBEDDINGS:

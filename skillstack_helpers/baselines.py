@@ -21,16 +21,25 @@ from torch.nn.utils import parameters_to_vector
 from . import hardware, training
 from .backbones import Backbone
 from .bitstack import BitStack
-from .config import TrainingConfig
-from .errors import SkillStackError, checked_name, did_you_mean
+from .config import TrainingConfig, checked_config
+from .errors import (
+    SkillStackError,
+    checked_has,
+    checked_name,
+    checked_names,
+    checked_number,
+    checked_texts,
+    did_you_mean,
+    shown,
+)
 from .generation import write
 from .heads import Evaluation, LinearHead, classification_loss
 from .progress import progress
 from .routers.base import depths
 from .routers.hybrid import HybridSVMRouter
 from .routers.trunk import discriminants
-from .stack import SkillStack
-from .tasks import TaskData
+from .stack import SkillStack, checked_stack
+from .tasks import TaskData, checked_data, checked_stream
 
 FISHERS = ("exact", "empirical")
 
@@ -46,7 +55,8 @@ class Sequential:
     at_once = False
 
     def __init__(self, backbone: Backbone, config: TrainingConfig):
-        self.backbone, self.config = backbone, config
+        checked_has(backbone, "backbone must be a Backbone (of load_backbone)", "attach", "embed")
+        self.backbone, self.config = backbone, checked_config(config)
         self.heads: dict[str, LinearHead] = {}
         self.calibration: dict[str, tuple[float, ...]] = {}
         self.seconds, self.updates = 0.0, 0
@@ -55,6 +65,8 @@ class Sequential:
     @classmethod
     def of(cls, stack: SkillStack, config: TrainingConfig) -> Sequential:
         """The latest adapter of a stack under the heads of all its frames."""
+        if not checked_stack(stack).frames:
+            raise SkillStackError("an empty stack has no latest adapter")
         learner = cls(stack.backbone, config)
         for frame in stack.frames:
             head = frame.weights().head
@@ -69,7 +81,7 @@ class Sequential:
 
     def learn(self, data: TaskData) -> list[float]:
         """Train on the next task; returns the loss of every step."""
-        if data.name in self.heads:
+        if checked_data(data, "train").name in self.heads:
             raise SkillStackError(f"task {data.name!r} was learned before")
         start = time.perf_counter()
         self._attach(len(self.heads) + 1)  # before seeding: a new slot draws random numbers
@@ -150,11 +162,12 @@ class Sequential:
 
     def evaluate(self, data: TaskData) -> Evaluation:
         """Accuracy and predictions on a learned task's evaluation rows, under its own head."""
-        return self._head(data.name).evaluate(data, self.config.max_length)
+        head = self._head(checked_data(data, "eval").name)
+        return head.evaluate(data, self.config.max_length)
 
     def predict(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
         """Label names, object (n,): each text under the head of the task named for it."""
-        texts, tasks = np.array(texts, dtype=object), np.array(tasks, dtype=object)
+        texts, tasks = _paired(texts, tasks, self.heads)
         names = np.empty(len(texts), dtype=object)
         for task in dict.fromkeys(tasks):
             rows, head = np.flatnonzero(tasks == task), self._head(task)
@@ -170,7 +183,7 @@ class Sequential:
         """
         if not self.heads:
             raise SkillStackError("no task was learned: call learn first")
-        return _per_task(self._all_scores(texts), self.label_names)
+        return _per_task(self._all_scores(checked_texts(texts)), self.label_names)
 
     def _all_scores(self, texts: Sequence[str]) -> np.ndarray:
         """Logits of all heads side by side, (n, classes of all tasks)."""
@@ -217,7 +230,19 @@ class Sequential:
 
 def _check_learned(task: str, learned: Mapping) -> None:
     if task not in learned:
-        raise SkillStackError(f"{task!r} was not learned{did_you_mean(task, learned)}")
+        raise SkillStackError(f"{shown(task)} was not learned{did_you_mean(task, learned)}")
+
+
+def _paired(
+    texts: Sequence[str], tasks: Sequence[str], learned: Mapping
+) -> tuple[np.ndarray, np.ndarray]:
+    """Texts and the learned task of each, object (n,)."""
+    texts, tasks = checked_texts(texts), checked_names(tasks, "tasks")
+    if len(texts) != len(tasks):
+        raise SkillStackError(f"{len(texts)} texts but {len(tasks)} tasks")
+    for task in dict.fromkeys(tasks):
+        _check_learned(task, learned)
+    return np.array(texts, dtype=object), np.array(tasks, dtype=object)
 
 
 def _per_task(scores: np.ndarray, label_names: Mapping[str, Sequence[str]]) -> np.ndarray:
@@ -246,7 +271,9 @@ class Independent(Sequential):
         self._adapters[data.name] = self._adapter
 
     def evaluate(self, data) -> Evaluation:
-        if data.fingerprint not in self._evaluated:  # its adapter is never written to again
+        if (
+            checked_data(data, "eval").fingerprint not in self._evaluated
+        ):  # its adapter is never written to again
             self._evaluated[data.fingerprint] = super().evaluate(data)
         return self._evaluated[data.fingerprint]
 
@@ -261,6 +288,11 @@ class Independent(Sequential):
 
     def _adapter_size(self) -> int:
         return len(self._adapters) * super()._adapter_size()
+
+
+def _check_strength(strength: float) -> None:
+    """Raise unless it is a penalty's: beyond 1e30 the penalty is infinite in float32."""
+    checked_number(strength, "strength", 0, 1e30)
 
 
 class EWC(Sequential):
@@ -291,11 +323,12 @@ class EWC(Sequential):
     ):
         super().__init__(backbone, config, **others)
         checked_name(estimator, FISHERS, "estimator")
-        if not strength >= 0 or n_fisher < 1 or not (decay is None or 0 <= decay <= 1):
-            raise SkillStackError(
-                "EWC needs strength >= 0, n_fisher >= 1 and decay None or in [0, 1], "
-                f"got {strength}, {n_fisher}, {decay}"
-            )
+        _check_strength(strength)
+        checked_number(n_fisher, "n_fisher", 1, whole=True)
+        if decay is not None:
+            checked_number(decay, "decay", 0, 1)
+        if gamma_gain is not None and gamma_gain != float("inf"):
+            checked_number(gamma_gain, "gamma_gain", 0)
         self.strength, self.estimator, self.n_fisher = strength, estimator, n_fisher
         self.decay, self.gamma_gain = decay, gamma_gain
         self.anchors: list[tuple[Tensor, Tensor]] = []  # (F, θ*), each (parameters,)
@@ -385,8 +418,7 @@ class ReservoirBuffer:
     """A uniform sample of all rows seen, at most `capacity` (Vitter 1985, algorithm R)."""
 
     def __init__(self, capacity: int, rng: np.random.Generator):
-        if capacity < 1:
-            raise SkillStackError(f"the buffer's capacity must be at least 1, got {capacity}")
+        checked_number(capacity, "the buffer's capacity", 1, whole=True)
         self.capacity, self.rng, self.seen = capacity, rng, 0
         self.rows: list = []
 
@@ -466,6 +498,8 @@ class GenerativeReplay(Replay):
     ):
         _ = backbone.causal_lm  # an encoder, or untied embeddings: one line that says so
         super().__init__(backbone, config, **others)
+        checked_number(n_pseudo, "n_pseudo", 1, 10**6, whole=True)
+        checked_number(max_new, "max_new", 1, 10**6, whole=True)
         self.n_pseudo, self.max_new = n_pseudo, max_new
         self.texts: dict[str, list[str]] = {}  # what was written for each task
 
@@ -511,6 +545,7 @@ class Joint(Sequential):
 
     def learn(self, stream: Sequence[TaskData]) -> list[float]:
         """Train on all tasks, their rows mixed in every epoch; as many updates as one by one."""
+        stream = checked_stream(stream, "train")
         rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, 0]))
         start = time.perf_counter()
         self._attach(len(stream))
@@ -545,8 +580,7 @@ class OLoRA(Sequential):
 
     def __init__(self, backbone: Backbone, config: TrainingConfig, strength: float = 0.5):
         super().__init__(backbone, config)
-        if not strength >= 0:
-            raise SkillStackError(f"O-LoRA needs strength >= 0, got {strength}")
+        _check_strength(strength)
         self.strength = strength
 
     def _attach(self, tasks: int) -> None:
@@ -597,6 +631,9 @@ class FineTuning(Sequential):
         sparsity: float | None = None,
         n_batches: int = 32,
     ):
+        checked_has(backbone, "backbone must be a Backbone (of load_backbone)", "attach", "embed")
+        checked_config(config)
+        checked_number(n_batches, "n_batches", 1, whole=True)
         if backbone.quantize:
             raise SkillStackError(f"{backbone.quantize} weights cannot be trained; quantize=None")
         if config.first_adapted_layer is not None:
@@ -684,6 +721,7 @@ class _WithoutTraining:
 
     def evaluate(self, data: TaskData) -> Evaluation:
         """Accuracy on a task's evaluation rows; label -1 where the answer is another task's."""
+        checked_data(data, "eval")
         names = self.predict(data.texts("eval"), [data.name] * len(data.eval))
         known = {name: k for k, name in enumerate(data.task.label_names)}
         labels = np.array([known.get(name, -1) for name in names])
@@ -707,12 +745,13 @@ class FrozenLDA(_WithoutTraining):
 
     def __init__(self, backbone: Backbone, config: TrainingConfig, union: bool = False):
         super().__init__(union)
-        self.backbone, self.config = backbone, config
+        checked_has(backbone, "backbone must be a Backbone (of load_backbone)", "attach", "embed")
+        self.backbone, self.config = backbone, checked_config(config)
         self._counts, self._totals, self._moments = np.empty(0), 0.0, 0.0
 
     def learn(self, stream: Sequence[TaskData]) -> None:
         """Add the training rows of these tasks."""
-        start = time.perf_counter()
+        start, stream = time.perf_counter(), checked_stream(stream, "train")
         for data in stream:
             if data.name in self.label_names:
                 raise SkillStackError(f"task {data.name!r} was learned before")
@@ -741,20 +780,24 @@ class FrozenLDA(_WithoutTraining):
 
         float32 (n, tasks, most classes), tasks in the order learned, -inf past a task's classes.
         """
+        texts = checked_texts(texts)
+        if not self.label_names:
+            raise SkillStackError("no task was learned: call learn first")
         scores = np.empty((0, len(self._coef)))
-        if len(texts):
+        if texts:
             scores = self._features(texts) @ self._coef.T + self._intercept
         return _per_task(scores, self.label_names)
 
     def predict(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
         """Label names, object (n,); the tasks named are not looked at by the union."""
+        texts = checked_texts(texts)
+        if not self.union:
+            texts, tasks = _paired(texts, tasks, self.label_names)
         scores, names = self.logits(texts), list(self.label_names.values())
         n, known, most = scores.shape
         if self.union:
             task, best = np.divmod(scores.reshape(n, known * most).argmax(1), most)
         else:
-            for name in dict.fromkeys(tasks):
-                _check_learned(name, self.label_names)
             task = np.array([list(self.label_names).index(name) for name in tasks], dtype=int)
             best = scores[np.arange(n), task].argmax(1)
         return np.array([names[t][k] for t, k in zip(task, best, strict=True)], dtype=object)
@@ -784,7 +827,7 @@ class TfidfLogistic(_WithoutTraining):
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
 
-        start = time.perf_counter()
+        start, stream = time.perf_counter(), checked_stream(stream, "train")
         self.label_names = {data.name: tuple(data.task.label_names) for data in stream}
         rows = [
             ("" if self.union else data.name, text, f"{data.name}/{label}")
@@ -801,8 +844,11 @@ class TfidfLogistic(_WithoutTraining):
 
     def predict(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
         """Label names, object (n,); the tasks named are not looked at by the union."""
-        texts = np.array(texts, dtype=object)
-        tasks = np.array([""] * len(texts) if self.union else tasks, dtype=object)
+        if not self.label_names:
+            raise SkillStackError("no task was learned: call learn first")
+        texts = checked_texts(texts)
+        where = [""] * len(texts) if self.union else tasks
+        texts, tasks = _paired(texts, where, {"": ()} if self.union else self.label_names)
         names = np.empty(len(texts), dtype=object)
         for task in dict.fromkeys(tasks):
             rows = np.flatnonzero(tasks == task)
@@ -815,6 +861,9 @@ class TfidfLogistic(_WithoutTraining):
 
         float32 (n, tasks, most classes), tasks in the order learned, -inf past a task's classes.
         """
+        texts = checked_texts(texts)
+        if not self.label_names:
+            raise SkillStackError("no task was learned: call learn first")
         place = {task: k for k, task in enumerate(self.label_names)}
         most = max(map(len, self.label_names.values()))
         out = np.full((len(texts), len(place), most), -np.inf, np.float32)

@@ -36,7 +36,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .errors import SkillStackError, did_you_mean
+from .errors import (
+    SkillStackError,
+    checked_list,
+    checked_number,
+    checked_path,
+    did_you_mean,
+    first_line,
+    shown,
+)
 from .files import NO_SEAL, explain, metadata, read_bytes, sealed, sweep, write_atomic
 
 # Names left out by default: the published four, and other names of heads.
@@ -143,8 +151,11 @@ class BitStack:
         sparsity: float = 0.12,
         exclude: Sequence[str] | None = None,
     ):
-        if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity <= 1:
-            raise SkillStackError(f"sparsity must be in [0, 1], got {sparsity!r}")
+        number = isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool)
+        if not number or not 0 <= sparsity <= 1:
+            raise SkillStackError(f"sparsity must be in [0, 1], got {shown(sparsity)}")
+        if not isinstance(model, torch.nn.Module):
+            raise SkillStackError(f"model must be a torch.nn.Module, got {shown(model)}")
         self.model, self.sparsity = model, float(sparsity)
         self._by_kind = exclude is None
         self.exclude, patterns = _exclude(EXCLUDED if exclude is None else exclude)
@@ -192,6 +203,11 @@ class BitStack:
         fewer than a tenth of them are left.
         """
         task = f"task{len(self.tasks) + 1}" if task is None else task
+        if not isinstance(task, str) or not task:
+            raise SkillStackError(f"task must be a name, got {shown(task)}")
+        checked_number(n_batches, "n_batches", 1, whole=True)
+        if not isinstance(dataloader, Iterable) or isinstance(dataloader, str | bytes | Mapping):
+            raise SkillStackError(f"dataloader must give batches, got {shown(dataloader)}")
         if task in self.tasks:
             raise SkillStackError(f"task {task!r} has a mask already")
         if self._locked() == self._total():
@@ -226,8 +242,6 @@ class BitStack:
     @torch.enable_grad()
     def _scores(self, dataloader: Iterable[Mapping], n_batches: int) -> dict[str, Tensor]:
         """Sum of |gradient| over the batches, float32, for each eligible parameter."""
-        if n_batches < 1:
-            raise SkillStackError(f"n_batches must be at least 1, got {n_batches}")
         scores = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in self._eligible.items()}
         trained = {n: p for n, p in self._eligible.items() if p.requires_grad}
         if not trained:
@@ -281,7 +295,11 @@ class BitStack:
             raise SkillStackError(
                 f"the model needs {missing[0]!r}, the batch has {', '.join(map(str, given))}"
             )
-        output = core(**taken)
+        try:
+            output = core(**taken)
+        except (IndexError, ValueError) as error:  # a label or a token that the model has not
+            line = f"{type(error).__name__}: {first_line(error)}"
+            raise SkillStackError(f"the model cannot read a batch, {line}") from error
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if not isinstance(loss, Tensor):
             unused = ", ".join(str(key) for key in given if key not in taken)
@@ -388,7 +406,7 @@ class BitStack:
     def task_masks(self, task: str) -> dict[str, Tensor]:
         """Name -> boolean tensor of what one task locked first."""
         if task not in self.tasks:
-            raise SkillStackError(f"unknown task {task!r}{did_you_mean(task, self.tasks)}")
+            raise SkillStackError(f"unknown task {shown(task)}{did_you_mean(task, self.tasks)}")
         bits = self._task_bits[self.tasks.index(task)]
         known = {name: self._eligible[name] for name in bits}
         return {n: unpack(bits[n].to(p.device), p.shape) for n, p in known.items()}
@@ -425,7 +443,7 @@ class BitStack:
 
     def save(self, path: str | Path) -> Path:
         """Write masks, tasks and locked weights to one safetensors file, whole or not at all."""
-        path = Path(path).expanduser()
+        path = checked_path(path, "path")
         tensors = {f"values:{self._names[name]}": kept for name, kept in self.frozen.items()}
         for i, bits in enumerate(self._task_bits):
             tensors |= {f"{i}:{self._names[name]}": b for name, b in bits.items()}
@@ -448,7 +466,7 @@ class BitStack:
         Raises `SkillStackError` if the file is damaged or belongs to another model, which is then
         left as it was, without a hook.
         """
-        path = Path(path).expanduser()
+        path = checked_path(path, "path")
         content = read_bytes(path)
         facts = metadata(path, content, "bitstack", "BitStack")
         try:
@@ -493,9 +511,9 @@ class BitStack:
 
 def _exclude(tokens: Iterable[str]) -> tuple[tuple[str, ...], list[re.Pattern]]:
     """The tokens checked, and as patterns: a plain one is a part of the name, dots and all."""
-    known = [tokens] if isinstance(tokens, str) or not isinstance(tokens, Iterable) else [*tokens]
-    if known == [tokens] or not all(isinstance(token, str) for token in known):
-        raise SkillStackError(f"exclude must be a list of strings, got {tokens!r}")
+    known = checked_list(tokens, "exclude")
+    if not all(isinstance(token, str) for token in known):
+        raise SkillStackError(f"exclude must be a list of strings, got {shown(known)}")
     patterns = []
     for token in known:
         plain = re.fullmatch(r"[\w.-]+", token)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from .config import TrainingConfig
-from .errors import SkillStackError, checked_texts
+from .errors import SkillStackError, checked_path, checked_router, checked_texts, shown
 from .files import digest, file_sha256, locked, read_json
 from .frames import weights_digest
 
@@ -25,6 +25,9 @@ _KEYS = ("schema_version", "texts", "frames", "answers")
 def certify(stack, texts: Sequence[str], router, since: Mapping | str | Path | None = None) -> dict:
     """See `SkillStack.certify`."""
     texts = checked_texts(texts)
+    if not texts:
+        raise SkillStackError("texts: there are none to certify")
+    checked_router(router, "classes_", "predict", "_state")
     before = None if since is None else _read(since, texts)
     names = np.array([stack[name].name for name in router.predict(texts)], dtype=object)
     said, frames = np.empty(len(texts), dtype=object), {}
@@ -104,7 +107,7 @@ def _texts(texts: Sequence[str]) -> str:
 def _read(since: Mapping | str | Path, texts: list[str]) -> Mapping:
     """An earlier certificate, of the same texts."""
     where = "the certificate" if isinstance(since, Mapping) else str(since)
-    before = since if isinstance(since, Mapping) else read_json(Path(since), _KEYS)
+    before = since if isinstance(since, Mapping) else read_json(checked_path(since, "since"), _KEYS)
     if any(key not in before for key in _KEYS) or before["schema_version"] != SCHEMA:
         raise SkillStackError(f"{where} is not a certificate of this version")
     if before["texts"] != {"n": len(texts), "sha256": _texts(texts)}:
@@ -117,6 +120,8 @@ def _read(since: Mapping | str | Path, texts: list[str]) -> Mapping:
 
 def remove(stack, name: str, retrain: Mapping | None = None) -> dict:
     """See `SkillStack.remove`."""
+    if not isinstance(retrain, Mapping | None):
+        raise SkillStackError("retrain must be a mapping from task names to TaskData")
     frame = stack[name]
     if frame.name != name:
         raise SkillStackError(
@@ -184,9 +189,12 @@ def descendants(stack, name: str) -> list[str]:
 def left_of(folder: str | Path, certificate: Mapping) -> list[str]:
     """Files below a folder that a removal should have taken away: those with a hash that it names,
     and frames that bear a removed name. Empty if it kept its word; any process can ask."""
+    folder = checked_path(folder)
+    if not isinstance(certificate, Mapping) or not {"files_sha256", "removed"} <= {*certificate}:
+        raise SkillStackError(f"certificate must be one of `remove`, got {shown(certificate)}")
     known = {digest for hashes in certificate["files_sha256"].values() for digest in hashes}
     names = {certificate["removed"], *certificate["trained_anew"]}
-    paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return [
         str(path)
         for path in paths

@@ -15,9 +15,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .errors import SkillStackError, checked_name
+from .errors import (
+    SkillStackError,
+    checked_name,
+    checked_names,
+    checked_number,
+    checked_path,
+    checked_seed,
+    checked_text,
+)
 from .frames import ADAPTER, HEAD, PACKED, Frame, inner, read_frame, unpack, weights_digest
-from .stack import SkillStack, follow, read_manifest
+from .stack import SkillStack, checked_stack, follow, read_manifest
 
 MERGES = ("linear", "ties", "dare_linear", "dare_ties", "svd")  # PEFT's names
 
@@ -27,7 +35,7 @@ MERGES = ("linear", "ties", "dare_linear", "dare_ties", "svd")  # PEFT's names
 
 def drop(stack: SkillStack, name: str, to: str) -> SkillStack:
     """Leave a frame out; `to` answers what a router sends to it from now on."""
-    frame, target = _own_frame(stack, name), _own_frame(stack, to)
+    frame, target = _own_frame(checked_stack(stack), name), _own_frame(stack, to)
     if name == to:
         raise SkillStackError(f"frame {name!r} cannot substitute for itself")
     if readers := _readers(stack, name):
@@ -52,10 +60,10 @@ def merge(
     calls a rough approximation. density: share of the values that TIES and DARE keep, (0, 1].
     Frames with other labels, ranks, targets or a packed adapter are refused, and so is NF4.
     """
-    frames = _mergeable(stack, names)
+    frames = _mergeable(checked_stack(stack), checked_names(names, "names"))
     checked_name(method, MERGES, "merge")
-    if not 0 < density <= 1:
-        raise SkillStackError(f"density must be above 0 and at most 1, got {density}")
+    checked_number(density, "density", above=0, most=1)
+    checked_seed(seed)
     r = frames[0].slot[0]
     lora = _weighted_adapter(stack, frames, method, density, seed)
     changed = {}
@@ -140,8 +148,7 @@ def lower_rank(
 ) -> SkillStack:
     """Cut each adapter to the smallest rank that keeps `energy`, the share of the squared singular
     values of all its updates B A together (truncated SVD, the best approximation of that rank)."""
-    if not 0 < energy <= 1:
-        raise SkillStackError(f"energy must be above 0 and at most 1, got {energy}")
+    checked_number(energy, "energy", above=0, most=1)
     changed = {}
     for frame in _plain(stack, names):
         parts = {module: _svd(update) for module, update in frame.updates().items()}
@@ -187,6 +194,8 @@ def shared_basis(
     frames ("Compress then Serve", Brüel-Gabrielsson et al. 2024, joint full diagonalization), by
     alternating eigenvector steps from the stacked SVD. The first frame's folder keeps the bases.
     """
+    checked_number(rank, "rank", whole=True)
+    checked_number(rounds, "rounds", 1, 10**6, whole=True)
     frames = _plain(stack, names)
     if len(frames) < 2:
         raise SkillStackError(f"a shared basis takes two frames or more, got {len(frames)}")
@@ -197,8 +206,6 @@ def shared_basis(
     most = min(sum(frame.slot[0] for frame in frames), narrowest)
     if not 1 <= rank <= most:
         raise SkillStackError(f"rank must be in 1 .. {most} for these frames, got {rank}")
-    if rounds < 1:
-        raise SkillStackError(f"rounds must be at least 1, got {rounds}")
     packed: list[dict] = [{} for _ in frames]
     bases, energy, total = {}, 0.0, 0.0
     for module in updates[0]:
@@ -252,7 +259,7 @@ def _joint_basis(updates, rank: int, rounds: int) -> tuple[Tensor, Tensor, list[
 
 
 def _own_frame(stack: SkillStack, name: str) -> Frame:
-    if name in stack.dropped:
+    if isinstance(name, str) and name in stack.dropped:
         raise SkillStackError(f"frame {name!r} was dropped before")
     return stack[name]
 
@@ -271,7 +278,10 @@ def _plain(stack: SkillStack, names: Iterable[str] | None, merged: bool = False)
     def holder(frame: Frame) -> str:
         return frame.storage.get("shares") or frame.name
 
-    wanted = None if names is None else {holder(_own_frame(stack, name)) for name in names}
+    checked_stack(stack)
+    wanted = None
+    if names is not None:
+        wanted = {holder(_own_frame(stack, name)) for name in checked_names(names, "names")}
     frames = []
     for frame in stack.frames:
         if wanted is None or holder(frame) in wanted:
@@ -318,6 +328,10 @@ def undo(
     frames are gone or changed. Of a second look (pruning.py) the new frame is left out, and the
     old one answers for it. A task that never had a frame of its own (reuse.py) is unknown again.
     """
+    checked_stack(stack)
+    checked_text(name, "name")
+    if not isinstance(original, SkillStack | None):
+        original = checked_path(original, "original")
     for i, decision in enumerate(stack.decisions):
         never = decision["kind"] == "never_created" and decision["frames"] == [name]
         if never and not decision.get("undone"):  # reuse.py: there is no frame to bring back
@@ -373,7 +387,7 @@ def _old_frame(name: str, record: Mapping, original) -> Frame:
         frame = next((f for f in original.frames if f.name == name), None)
         where = "the original stack"
     else:
-        folder = Path(original) / "frames" / name if original else record["folder"]
+        folder = original / "frames" / name if original else record["folder"]
         if folder is None:
             raise SkillStackError(f"frame {name!r} was never saved: pass the original stack")
         frame, where = read_frame(Path(folder)), folder
@@ -405,7 +419,7 @@ def stored_bytes(folder: str | Path) -> pd.Series:
 
     A decoder's head lies in its adapter's file and counts there.
     """
-    folder, sizes = Path(folder), {"adapters": 0, "heads": 0, "notes": 0}
+    folder, sizes = checked_path(folder), {"adapters": 0, "heads": 0, "notes": 0}
     read_manifest(folder)  # or one line that says what is wrong
     for path in (folder / "stack.json", *sorted((folder / "frames").glob("*/*"))):
         kind = "heads" if path.name == HEAD else "notes"

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
 
-from .errors import SkillStackError
+from .errors import SkillStackError, checked_number, checked_seed, shown
+
+# No run is that large: a typing error, said before the memory or the weekend is gone.
+MOST = {
+    "epochs": 10**6,
+    "batch_size": 10**6,
+    "max_length": 10**6,
+    "lora_r": 10**4,
+    "lora_alpha": 10**6,
+    "first_adapted_layer": 10**6,
+}
+MOST_ROWS = 10**9  # of any budget
 
 
 @dataclass(frozen=True)
@@ -36,12 +48,13 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_types(self)
-        check_at_least(self, 1, "epochs", "batch_size", "lora_r", "lora_alpha")
-        if self.max_length < 8:
-            raise SkillStackError(f"max_length must be at least 8 tokens, got {self.max_length}")
-        if not 0 <= self.seed < 2**32:
-            raise SkillStackError(f"seed must be in 0 .. 2**32 - 1, got {self.seed}")
+        for name in ("epochs", "batch_size", "lora_r", "lora_alpha", "max_length"):
+            least = 8 if name == "max_length" else 1
+            checked_number(getattr(self, name), name, least, MOST[name])
+        checked_seed(self.seed)
         first = self.first_adapted_layer
+        if first is not None:
+            checked_number(first, "first_adapted_layer", most=MOST["first_adapted_layer"])
         if first is not None and not (0 < first < 1 if isinstance(first, float) else first >= 1):
             raise SkillStackError(
                 "first_adapted_layer must be a layer from 1 on, or a fraction between 0 and 1, "
@@ -51,24 +64,35 @@ class TrainingConfig:
             raise SkillStackError(f"lr must be above 0 and below 1, got {self.lr}")
 
 
-def check_at_least(config, least: int, *names: str) -> None:
-    """Raise `SkillStackError` for the first of these fields that is smaller."""
-    for name in names:
-        if getattr(config, name) < least:
-            raise SkillStackError(f"{name} must be at least {least}, got {getattr(config, name)}")
+def checked_config(config) -> TrainingConfig:
+    """The config, or an error for anything else."""
+    if not isinstance(config, TrainingConfig):
+        raise SkillStackError(f"config must be a TrainingConfig, got {shown(config)}")
+    return config
+
+
+def checked_device(device: str) -> str:
+    """The name of a device, whether it is there or not, or an error."""
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", device):
+        known = "(known: auto, cpu, cuda, mps)"
+        raise SkillStackError(f"unknown device {shown(device)} {known}")
+    return device
 
 
 def check_types(config) -> None:
-    """Raise `SkillStackError` for the first field of a dataclass whose value has another type."""
+    """Raise `SkillStackError` for the first field of a dataclass whose value has another type, is
+    not finite, or is a string that no system call takes."""
     for name, kind in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not _is_a(value, kind):
             hint = ""
             if isinstance(value, str) and value.lower() in {"true", "false", "none"}:
                 hint = f" (write {value.capitalize()}, not a string)"
-            raise SkillStackError(f"{name} must be {_describe(kind)}, got {value!r}{hint}")
+            raise SkillStackError(f"{name} must be {_describe(kind)}, got {shown(value)}{hint}")
         if isinstance(value, float) and not math.isfinite(value):
             raise SkillStackError(f"{name} must be finite, got {value!r}")
+        if isinstance(value, str) and "\0" in value:
+            raise SkillStackError(f"{name} must not hold a NUL, got {shown(value)}")
 
 
 def _is_a(value, kind) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import SkillStackError
+from .errors import SkillStackError, checked_numbers, checked_seed, checked_share
 
 
 def p_values(calibration: ArrayLike, scores: ArrayLike) -> np.ndarray:
@@ -25,7 +25,7 @@ def p_values(calibration: ArrayLike, scores: ArrayLike) -> np.ndarray:
     >>> p_values([0.1, 0.2, 0.3], [0.0, 0.25, 0.9]).tolist()
     [1.0, 0.5, 0.25]
     """
-    known = np.sort(_numbers(calibration, "calibration scores"))
+    known = np.sort(_numbers(calibration, "calibration scores", ndim=1))
     scores = _numbers(scores, "scores", at_least=0)
     smaller = np.searchsorted(known, scores, side="left")
     return (1 + len(known) - smaller) / (len(known) + 1)
@@ -40,7 +40,12 @@ def simes(p: ArrayLike, axis: int = 0) -> np.ndarray:
     >>> float(simes([0.01, 0.04, 0.9]))
     0.03
     """
-    ordered = np.sort(np.asarray(p, dtype=float), axis=axis)
+    p = checked_numbers(p, "p-values")
+    if not isinstance(axis, int) or not -p.ndim <= axis < p.ndim:
+        raise SkillStackError(f"axis must be one of the {p.ndim} of the p-values, got {axis!r}")
+    if ((p < 0) | (p > 1)).any():
+        raise SkillStackError("p-values must be in [0, 1]")
+    ordered = np.sort(p, axis=axis)
     n = ordered.shape[axis]
     if not n:
         raise SkillStackError("no p-values to combine")
@@ -66,14 +71,15 @@ class Martingale:
     _EXPONENTS = np.linspace(0.05, 0.95, 19)
 
     def __init__(self, calibration: ArrayLike, seed: int = 0):
-        self._known = np.sort(_numbers(calibration, "calibration scores"))
+        self._known = np.sort(_numbers(calibration, "calibration scores", ndim=1))
+        checked_seed(seed)
         self._rng = np.random.default_rng(seed)
         self._log = np.zeros(len(self._EXPONENTS))
         self.highest = 1.0  # wealth ever
 
     def update(self, scores: ArrayLike) -> float:
         """Take in more scores, in their order; the wealth now. 1 / `highest` is a p-value."""
-        for score in _numbers(scores, "scores", at_least=0):
+        for score in _numbers(scores, "scores", at_least=0, ndim=1):
             low = np.searchsorted(self._known, score)
             high = np.searchsorted(self._known, score, side="right")
             larger, equal = len(self._known) - high, high - low + 1  # itself among the equal
@@ -97,18 +103,19 @@ def threshold(calibration: ArrayLike, coverage: float) -> float:
     >>> threshold([0.1, 0.2, 0.3, 0.4], 0.6), threshold([0.1, 0.2], 0.9)
     (0.3, inf)
     """
-    if not 0 < coverage < 1:
-        raise SkillStackError(f"coverage must be between 0 and 1, got {coverage}")
-    known = np.sort(_numbers(calibration, "calibration scores"))
+    checked_share(coverage, "coverage")
+    known = np.sort(_numbers(calibration, "calibration scores", ndim=1))
     place = int(np.ceil((len(known) + 1) * coverage - 1e-9))
     return float(known[place - 1]) if place <= len(known) else np.inf
 
 
-def _numbers(values: ArrayLike | Sequence[float], what: str, at_least: int = 1) -> np.ndarray:
-    """As float64 without NaN; at least so many."""
-    values = np.asarray(values, dtype=np.float64)
+def _numbers(
+    values: ArrayLike | Sequence[float], what: str, at_least: int = 1, ndim: int | None = None
+) -> np.ndarray:
+    """As float64 without NaN; at least so many, of so many dimensions."""
+    values = checked_numbers(values, what, infinite=True)
     if values.size < at_least:
         raise SkillStackError(f"no {what}")
-    if np.isnan(values).any():
-        raise SkillStackError(f"{what} must be numbers, got NaN")
+    if ndim is not None and values.ndim != ndim:
+        raise SkillStackError(f"{what} must be (n,), got shape {values.shape}")
     return values

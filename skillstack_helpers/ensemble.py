@@ -9,7 +9,16 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from .errors import SkillStackError, checked_name
+from .errors import (
+    SkillStackError,
+    checked_labels,
+    checked_list,
+    checked_name,
+    checked_names,
+    checked_numbers,
+    checked_path,
+    shown,
+)
 from .files import explain, read_json, sealed_json, sweep, write_atomic
 
 SHARES = ("own", "family", "half", "learned")
@@ -49,12 +58,19 @@ class Mixture:
 
     def __init__(self, label_names: Mapping[str, Sequence[str]], shares: str = "family"):
         checked_name(shares, SHARES, "shares")
+        if not isinstance(label_names, Mapping):
+            raise SkillStackError(
+                f"label_names must be a mapping from frames to names, got {shown(label_names)}"
+            )
         if not label_names:
             raise SkillStackError("a mixture needs the label names of at least one frame")
-        self.label_names = {name: tuple(labels) for name, labels in label_names.items()}
+        self.label_names = {
+            name: tuple(checked_names(labels, f"label names of {shown(name)}"))
+            for name, labels in label_names.items()
+        }
         for name, labels in self.label_names.items():
-            if not labels or not all(isinstance(label, str) for label in labels):
-                raise SkillStackError(f"label names of {name!r} must be strings, got {labels}")
+            if not labels or len(set(labels)) < len(labels):
+                raise SkillStackError(f"label names of {name!r} must differ, got {shown(labels)}")
         self.shares = shares
         labels = list(self.label_names.values())
         self.names = list(dict.fromkeys(name for own in labels for name in own))
@@ -73,13 +89,19 @@ class Mixture:
         of its own frame's family. frames: whose row each is, (n,); labels: its right label id under
         that frame, (n,). Frames without rows keep temperature 1 and even weights.
         """
-        logits, labels = self._checked(logits), np.asarray(labels)
+        logits, frames = self._checked(logits), checked_list(frames, "frames")
+        labels = checked_labels(labels, "labels")
         number = {name: k for k, name in enumerate(self.label_names)}
         owner = np.array([number[checked_name(f, tuple(number), "frame")] for f in frames])
         if not len(owner) == len(labels) == len(logits):
             raise SkillStackError(
                 f"{len(logits)} rows of logits, {len(owner)} frames and {len(labels)} labels"
             )
+        if not len(labels):
+            raise SkillStackError("labels: a mixture is fitted on one row or more")
+        checked_labels(labels, "labels", np.array(list(map(len, self._column)))[owner])
+        if np.isnan(logits[np.arange(len(owner)), owner, 0]).any():
+            raise SkillStackError("logits must hold what each row's own frame says, got NaN")
         for k in np.unique(owner):
             mine = owner == k
             own = logits[mine, k, : len(self._column[k])].astype(np.float64)
@@ -98,7 +120,7 @@ class Mixture:
     def asked(self, routed: np.ndarray) -> np.ndarray:
         """Which frames are worth asking, bool (n, frames): those with a share in the answer of 1 %
         or more. routed: P(frame | text), (n, frames)."""
-        return routed @ self.weights >= _FLOOR
+        return self._routed(routed) @ self.weights >= _FLOOR
 
     def predict_proba(self, logits: np.ndarray, routed: np.ndarray) -> np.ndarray:
         """P(name | text), (n, names); logits (n, frames, most classes), routed (n, frames).
@@ -111,7 +133,7 @@ class Mixture:
         """What each frame adds to `predict_proba`, (n, frames, names)."""
         logits = self._checked(logits)
         there = ~np.isnan(logits[:, :, 0])
-        shares = np.where(there, np.asarray(routed) @ self.weights, 0.0)
+        shares = np.where(there, self._routed(routed, len(logits)) @ self.weights, 0.0)
         shares /= np.maximum(shares.sum(1, keepdims=True), 1e-300)
         return shares[:, :, None] * self._said(logits)
 
@@ -120,7 +142,18 @@ class Mixture:
         best = self.predict_proba(logits, routed).argmax(1)
         return np.array(self.names, dtype=object)[best]
 
+    def _routed(self, routed: np.ndarray, rows: int | None = None) -> np.ndarray:
+        """What a router says, (rows, frames), or an error."""
+        shares, frames = checked_numbers(routed, "routed"), len(self._column)
+        if shares.ndim != 2 or shares.shape[1] != frames or rows not in (None, len(shares)):
+            many = "rows" if rows is None else rows
+            raise SkillStackError(f"routed must be ({many}, {frames} frames), got {shares.shape}")
+        if ((shares < 0) | (shares > 1 + 1e-6)).any():
+            raise SkillStackError("routed must be probabilities in [0, 1]")
+        return np.asarray(routed)
+
     def _checked(self, logits: np.ndarray) -> np.ndarray:
+        checked_numbers(logits, "logits", nan=True, infinite=True)
         most = max(map(len, self._column))
         if np.ndim(logits) != 3 or np.shape(logits)[1:] != (len(self._column), most):
             raise SkillStackError(
@@ -143,7 +176,7 @@ class Mixture:
         """Write it as JSON."""
         facts = {"label_names": self.label_names, "shares": self.shares}
         facts |= {"weights": self.weights.tolist(), "temperatures": self.temperatures.tolist()}
-        path = Path(path).expanduser()
+        path = checked_path(path, "path")
         try:
             sweep(path.parent)
             write_atomic(path, sealed_json(facts))
@@ -153,7 +186,8 @@ class Mixture:
     @classmethod
     def load(cls, path: str | Path) -> Mixture:
         """Read what `save` wrote; raises `SkillStackError` naming the file that is wrong."""
-        facts = read_json(Path(path), ("label_names", "shares", "weights", "temperatures"))
+        path = checked_path(path, "path")
+        facts = read_json(path, ("label_names", "shares", "weights", "temperatures"))
         try:
             mixture = cls(facts["label_names"], facts["shares"])
             weights = np.array(facts["weights"], np.float64)

@@ -16,7 +16,6 @@ import ssl
 import stat
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 import urllib.error
@@ -28,7 +27,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .errors import SkillStackError
+from .errors import SkillStackError, shown
 
 LARGE = 1 << 26  # bytes of a file from which on hashing it takes noticeable time
 LONGEST_JSON = 1 << 27  # bytes of a JSON file or of a safetensors header, beyond any honest one
@@ -314,8 +313,7 @@ def check_fields(where: str, fields: Mapping, rules: Mapping[str, Rule], optiona
                 continue
             raise SkillStackError(f"{where} has no {key!r} (truncated or edited?)")
         if not rule.holds(fields[key]):
-            found = textwrap.shorten(repr(fields[key]), 40, placeholder=" ...")
-            raise SkillStackError(f"{where}: {key!r} is {found}, not {rule.words}")
+            raise SkillStackError(f"{where}: {key!r} is {shown(fields[key])}, not {rule.words}")
 
 
 # ---------------------------------------------------------------------- where files come from

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from . import training
 from .backbones import Backbone
-from .errors import SkillStackError
+from .errors import SkillStackError, checked_names, checked_number, checked_text, checked_texts
 from .heads import PROMPTS, PromptHead, label_word, left_pad
 from .progress import progress
-from .stack import SkillStack
+from .stack import SkillStack, checked_stack
 
 
 @torch.inference_mode()
@@ -37,7 +37,15 @@ def generate(
     head: whose prompt (default: the frame's own). max_new_tokens: default two more than the longest
     label word has. contexts: see `PromptHead.encode`.
     """
-    texts, prompt = list(texts), stack.activate(frame, head)
+    texts = checked_texts(texts)
+    if max_new_tokens is not None:
+        checked_number(max_new_tokens, "max_new_tokens", 1, 10**6, whole=True)
+    checked_number(batch_size, "batch_size", 1, 10**6, whole=True)
+    if contexts is not None:
+        contexts = checked_texts(contexts, "contexts")
+        if len(contexts) != len(texts):
+            raise SkillStackError(f"{len(texts)} texts but {len(contexts)} contexts")
+    prompt = checked_stack(stack).activate(frame, head)
     if not isinstance(prompt, PromptHead):
         raise SkillStackError(f"frame {head or frame!r} has a head and writes nothing")
     prompts = prompt.encode(texts, stack[frame].training["max_length"], contexts)
@@ -61,6 +69,7 @@ def write(backbone: Backbone, ids: Tensor, mask: Tensor, **how) -> list[str]:
 
 def normalize_answer(text: str) -> str:
     """Lower case, letters and digits only, single spaces."""
+    checked_text(text)
     return " ".join(re.findall(r"\w+", text.casefold().replace("_", " ")))
 
 
@@ -73,6 +82,8 @@ def read_answers(written: Sequence[str], label_names: Sequence[str]) -> np.ndarr
     >>> read_answers([" Not duplicate.", "duplicates", "well"], ["duplicate", "not_duplicate"])
     array([ 1, -1, -1])
     """
+    written = checked_texts(written, "written")
+    label_names = checked_names(label_names, "label_names")
     words = sorted(((normalize_answer(n), i) for i, n in enumerate(label_names)), reverse=True)
     words.sort(key=lambda pair: -len(pair[0]))
     labels = np.full(len(written), -1, dtype=np.int64)
@@ -94,7 +105,12 @@ def retrieve(
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    if not 1 <= k <= len(memory):
+    memory, questions = checked_texts(memory, "memory"), checked_texts(questions, "questions")
+    labels = checked_names(labels, "labels")
+    if len(labels) != len(memory):
+        raise SkillStackError(f"{len(memory)} texts in memory but {len(labels)} labels")
+    checked_number(words, "words", 1, 10**6, whole=True)
+    if not 1 <= checked_number(k, "k", whole=True) <= len(memory):
         raise SkillStackError(f"k must be in 1 .. {len(memory)} texts in memory, got {k}")
     vectorizer = TfidfVectorizer(sublinear_tf=True).fit(memory)
     similar = vectorizer.transform(questions) @ vectorizer.transform(memory).T

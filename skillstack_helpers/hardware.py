@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .config import TrainingConfig
+from .config import TrainingConfig, checked_device
 from .errors import SkillStackError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -32,7 +32,7 @@ def pick_device(device: str) -> str:
 
     Raises `SkillStackError` for a GPU that is asked for and not there or not usable.
     """
-    if device == "auto":
+    if checked_device(device) == "auto":
         if not torch.cuda.is_available():
             return "cpu"
         if reason := gpu_refusal("cuda"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import hardware, training
 from .backbones import Backbone
 from .config import TrainingConfig
-from .errors import SkillStackError
+from .errors import SkillStackError, checked_text
 from .progress import progress
 from .tasks import Task, TaskData
 
@@ -210,7 +210,7 @@ class PromptHead(_Head):
     """
 
     def __init__(self, backbone: Backbone, label_names: Sequence[str], prompt: str):
-        if prompt.count("{text}") != 1:
+        if checked_text(prompt, "prompt").count("{text}") != 1:
             raise SkillStackError("a prompt needs one place {text} for the text")
         if backbone.tokenizer.eos_token_id is None:
             raise SkillStackError(f"{backbone.name} has no end token, so an answer would not end")

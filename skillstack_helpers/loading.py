@@ -13,7 +13,7 @@ import torch
 
 from . import packaged
 from .backbones import VOCABULARY, Backbone, folder_revision, tokenizer_files, weight_files
-from .errors import SkillStackError, did_you_mean, first_line
+from .errors import SkillStackError, checked_path, did_you_mean, first_line, shown
 from .files import hub_reachable, read_json
 from .hardware import DTYPES, checkpoint_layers, pick_device, place, suitable_dtype
 
@@ -64,10 +64,14 @@ def load_backbone(
     Raises `SkillStackError` in one line for an unknown name, a gated model, a missing network, a
     GPU that cannot be used or a model that does not fit.
     """
-    device = pick_device(device)
+    name, device = _given(name), pick_device(device)
+    if not isinstance(gradient_checkpointing, bool):
+        raise SkillStackError(
+            f"gradient_checkpointing must be True or False, got {shown(gradient_checkpointing)}"
+        )
     for value, known in ((dtype, ("auto", *DTYPES)), (quantize, (None, "nf4"))):
         if value not in known:
-            raise SkillStackError(f"{value!r} is not one of {', '.join(map(str, known))}")
+            raise SkillStackError(f"{shown(value)} is not one of {', '.join(map(str, known))}")
     _use_platform_token()
     if name == "auto":
         name, why = _choose(device)
@@ -85,7 +89,7 @@ def identify(
 ) -> dict:
     """What `load_backbone` would load, without loading it: name, revision, dtype, quantization and
     the kind of device. Files that are not here are fetched. Raises as it does."""
-    device = pick_device(device)
+    name, device = _given(name), pick_device(device)
     _use_platform_token()
     name = _choose(device)[0] if name == "auto" else name
     path, revision = _locate(name)
@@ -94,6 +98,12 @@ def identify(
         dtype = suitable_dtype(device, kind, config)
     found = {"name": name, "revision": revision, "dtype": dtype, "quantization": quantize}
     return found | {"device": device.partition(":")[0]}
+
+
+def _given(name: str | os.PathLike) -> str:
+    """The name or folder of a model, or an error for what is neither."""
+    checked_path(name, "name")
+    return os.fspath(name)
 
 
 def _choose(device: str) -> tuple[str, str]:

@@ -10,14 +10,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from .errors import SkillStackError
+from .errors import (
+    SkillStackError,
+    checked_labels,
+    checked_number,
+    checked_numbers,
+    checked_seed,
+    checked_share,
+)
 
 LEAST_VALUES = 8  # for a bootstrap; the percentile interval of fewer is far too narrow
 _NO_INTERVAL = (float("nan"), float("nan"))
 
 
 def _matrix(acc: ArrayLike) -> np.ndarray:
-    acc = np.asarray(acc, dtype=float)
+    acc = checked_numbers(acc, "the accuracy matrix", nan=True)
     if acc.ndim != 2 or acc.shape[0] != acc.shape[1] or not len(acc):
         raise SkillStackError(f"the accuracy matrix must be square, got shape {acc.shape}")
     if np.any((acc < 0) | (acc > 1)):
@@ -62,15 +69,18 @@ def reliability_curve(probabilities: ArrayLike, labels: ArrayLike, bins: int = 1
     probabilities: (n, classes) in [0, 1], rows summing to 1; labels: ids (n,). Bins are (a, b]; an
     empty one has NaN, NaN, 0. Raises `SkillStackError` for anything else.
     """
-    if bins < 1:
-        raise SkillStackError(f"bins must be at least 1, got {bins}")
-    probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
-    if probabilities.ndim != 2 or len(probabilities) != len(labels):
+    checked_number(bins, "bins", 1, 10**6, whole=True)
+    probabilities = checked_numbers(probabilities, "probabilities", nan=True, infinite=True)
+    labels = checked_numbers(labels, "labels")
+    if probabilities.ndim != 2 or labels.ndim != 1 or len(probabilities) != len(labels):
         raise SkillStackError(
             f"probabilities {probabilities.shape} do not fit labels {labels.shape}"
         )
     if not np.all((probabilities >= 0) & (probabilities <= 1 + 1e-6)):  # 1 + rounding
         raise SkillStackError("probabilities must be in [0, 1]")
+    if not np.allclose(probabilities.sum(1), 1, atol=1e-3):
+        raise SkillStackError("probabilities must have rows that sum to 1")
+    labels = checked_labels(labels, "labels", probabilities.shape[1])
     curve = np.full((bins, 3), np.nan)
     curve[:, 2] = 0
     if len(labels):
@@ -117,6 +127,9 @@ def bootstrap_interval(
     `seed_range`. For method against method, pass paired differences.
     """
     values = _values(values)
+    checked_share(confidence, "confidence")
+    checked_number(n_resamples, "n_resamples", 1, 10**7, whole=True)
+    checked_seed(seed)
     if len(values) < LEAST_VALUES or np.isnan(values).any():
         return _NO_INTERVAL
     options = {"confidence_level": confidence, "n_resamples": n_resamples}
@@ -126,7 +139,7 @@ def bootstrap_interval(
 
 
 def _values(values: ArrayLike) -> np.ndarray:
-    values = np.asarray(values, dtype=float)
+    values = checked_numbers(values, "values", nan=True)
     if values.ndim != 1:
         raise SkillStackError(f"values must be one-dimensional, got shape {values.shape}")
     return values

@@ -11,12 +11,18 @@ import torch
 from numpy.typing import ArrayLike
 
 from . import training
-from .errors import SkillStackError, checked_name
+from .errors import (
+    SkillStackError,
+    checked_labels,
+    checked_name,
+    checked_number,
+    checked_numbers,
+)
 from .frames import Frame
 from .heads import finite
 from .progress import progress
-from .stack import SkillStack
-from .tasks import TaskData
+from .stack import SkillStack, checked_stack
+from .tasks import TaskData, checked_data
 
 CRITERIA = ("accuracy", "leep", "logme", "knn")
 NEIGHBOURS = 5
@@ -31,8 +37,9 @@ def parent_scores(stack: SkillStack, data: TaskData) -> pd.DataFrame:
     label names. ``leep`` reads the head's probabilities, ``logme`` and ``knn`` the pooled features
     below it, so these compare frames of all tasks. Evaluation rows are not looked at.
     """
-    if not stack.frames:
+    if not checked_stack(stack).frames:
         raise SkillStackError("an empty stack has no frame to start from")
+    checked_data(data, "router")
     labels = data.labels("router")
     if len(labels) < 2:
         raise SkillStackError(f"task {data.name!r} has {len(labels)} routing rows: n_router")
@@ -61,6 +68,8 @@ def best_parent(stack: SkillStack, data: TaskData, by: str = "leep") -> str | No
     «The second look».
     """
     checked_name(by, CRITERIA, "criterion")
+    checked_data(data)
+    checked_stack(stack)
     return pick(parent_scores(stack, data), by) if stack.frames else None
 
 
@@ -98,7 +107,9 @@ def leep(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
     probabilities: (n, source classes), rows summing to 1. At most 0.
     """
-    probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    probabilities, labels = _rows(probabilities, labels, "probabilities")
+    if not np.all((probabilities >= 0) & (probabilities <= 1 + 1e-6)):  # 1 + rounding
+        raise SkillStackError("probabilities must be in [0, 1]")
     joint = _one_hot(labels).T @ probabilities / len(labels)  # P(label, source class)
     given = joint / np.maximum(joint.sum(0), 1e-300)
     return float(np.log((probabilities @ given.T)[np.arange(len(labels)), _ids(labels)]).mean())
@@ -108,7 +119,8 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     """Log maximum evidence per row (You et al. 2021, Algorithm 1): a Bayesian linear regression of
     each class's indicator (n,) on features (n, hidden), the precisions of weights (alpha) and noise
     (beta) at the fixed point of MacKay's updates; mean over classes."""
-    features, targets = np.asarray(features, dtype=float), _one_hot(np.asarray(labels))
+    features, labels = _rows(features, labels, "features")
+    targets = _one_hot(labels)
     u, s, _ = np.linalg.svd(features, full_matrices=False)
     squares, along = s**2, (u.T @ targets) ** 2  # (k,), (k, classes)
     beyond = np.maximum((targets**2).sum(0) - along.sum(0), 0.0)  # of y outside the features' span
@@ -148,7 +160,8 @@ def nearest_accuracy(features: ArrayLike, labels: ArrayLike, k: int = NEIGHBOURS
 
     features (n, hidden), labels (n,); with n <= k all other rows vote.
     """
-    features, labels = np.asarray(features, dtype=float), np.asarray(labels)
+    features, labels = _rows(features, labels, "features")
+    checked_number(k, "k", 1, whole=True)
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-30)
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, -np.inf)
@@ -156,6 +169,14 @@ def nearest_accuracy(features: ArrayLike, labels: ArrayLike, k: int = NEIGHBOURS
     weight = 1 + np.take_along_axis(cosine, near, 1) / (4 * k)  # a vote, and less than half of one
     votes = (_one_hot(labels)[near] * weight[..., None]).sum(1)  # (n, classes)
     return float((votes.argmax(1) == _ids(labels)).mean())
+
+
+def _rows(values: ArrayLike, labels: ArrayLike, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (n, columns) and label ids (n,), or an error for anything else."""
+    values, labels = checked_numbers(values, what), checked_labels(labels, "labels")
+    if values.ndim != 2 or not len(values) or len(values) != len(labels):
+        raise SkillStackError(f"{what} {values.shape} do not fit labels {labels.shape}")
+    return values, labels
 
 
 def _ids(labels: np.ndarray) -> np.ndarray:

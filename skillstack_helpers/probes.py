@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from .embedded import normalize
-from .errors import SkillStackError, checked_name
-from .tasks import KEYWORD_TEMPLATES, TaskData
+from .errors import SkillStackError, checked_name, checked_number, checked_seed
+from .tasks import KEYWORD_TEMPLATES, TaskData, checked_stream
 
 FAMILIES = ("train", "held_out")
 LEARNED = 12  # keywords of a family, of a task that has none of its own
@@ -99,6 +99,7 @@ def keywords(stream: Sequence[TaskData], family: str) -> dict[str, tuple[str, ..
     than of the others', the most telling first; every second one of these is held out.
     """
     checked_name(family, FAMILIES, "family")
+    stream = checked_stream(stream)
     found = {data.name: data.task.keywords.get(family, ()) for data in stream}
     if all(found.values()):
         return found
@@ -137,8 +138,14 @@ def formatted(stream: Sequence[TaskData], split: str, family: str, seed: int) ->
     return _reformatted(stream, split, family, seed, True, others=False)
 
 
+def _checked(stream: Sequence[TaskData], split: str, seed: int) -> list[TaskData]:
+    checked_seed(seed)
+    return checked_stream(stream, checked_name(split, ("train", "router", "eval"), "split"))
+
+
 def _reformatted(stream, split, family, seed, one_format, others) -> pd.DataFrame:
-    rows = []
+    stream, rows = _checked(stream, split, seed), []
+    checked_name(family, FAMILIES, "family")
     for data in stream:
         targets = [one for one in stream if one is not data] if others else [data]
         if not targets:
@@ -162,6 +169,8 @@ def with_keywords(
     other templates than ``train``.
     """
     templates = KEYWORD_TEMPLATES[checked_name(family, FAMILIES, "family")]
+    stream = _checked(stream, split, seed)
+    checked_number(n, "n", 1, whole=True)
     if len(stream) < 2:
         raise SkillStackError("keywords of another task need a stream of two tasks")
     words_of, rows = keywords(stream, family), []

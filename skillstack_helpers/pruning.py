@@ -11,13 +11,20 @@ from scipy.stats import norm
 
 from .answers import Answers
 from .compression import MERGES, drop, families, merge
-from .config import TrainingConfig
-from .errors import SkillStackError, checked_name
+from .config import TrainingConfig, checked_config
+from .errors import (
+    SkillStackError,
+    checked_name,
+    checked_number,
+    checked_router,
+    checked_share,
+    shown,
+)
 from .frames import Frame
 from .parents import BEST, CRITERIA, parent_scores, pick
 from .progress import progress
-from .stack import LATEST, SkillStack
-from .tasks import TaskData
+from .stack import LATEST, SkillStack, checked_stack
+from .tasks import TaskData, checked_data
 
 
 class Loss(NamedTuple):
@@ -81,7 +88,7 @@ def prune(
     """
     if merge_by is not None:
         checked_name(merge_by, MERGES, "merge")
-    _check(stack, max_loss_pp, confidence, choice=choice, held_back=held_back)
+    _check(stack, router, max_loss_pp, confidence, choice=choice, held_back=held_back)
     rule = _Rule(stack, router, choice, held_back, max_loss_pp, confidence)
     refused = {}
     steps = progress(rule.steps(stack, merge_by, refused), "prune", "decision")
@@ -101,7 +108,9 @@ def admit(
     The bound is for the mean over the tasks so far. The losses of earlier decisions are carried
     along, since the frames they were measured against may be gone.
     """
-    if frame.name in stack:
+    if not isinstance(frame, Frame):
+        raise SkillStackError(f"frame must be a Frame, got {shown(frame)}")
+    if frame.name in checked_stack(stack):
         raise SkillStackError(f"frame {frame.name!r} is already in the stack")
     if frame.parent is not None and frame.parent not in stack:
         raise SkillStackError(f"frame {frame.name!r}: its parent {frame.parent!r} is unknown")
@@ -135,13 +144,15 @@ def second_look(
     stack comes back with the decision alone. All other frames answer as before, to the last bit;
     `undo` brings the old one back. targets: as in `SkillStack.grow`.
     """
-    if data.name not in stack:
+    checked_data(data, "train", "router", "eval")
+    if data.name not in checked_stack(stack):
         raise SkillStackError(f"task {data.name!r} has no frame yet: grow the stack first")
     old = stack[data.name]
     if old.task != data.name:
         raise SkillStackError(f"frame {old.name!r} answers for {data.name!r}: undo that first")
     checked_name(by, CRITERIA, "criterion")
-    _check(stack, max_loss_pp, confidence, held_back=held_back)
+    checked_config(config)
+    _check(stack, router, max_loss_pp, confidence, held_back=held_back)
     rule = _Rule(stack, router, None, held_back, max_loss_pp, confidence)
     rule.spent = Loss(0.0, 0.0, 0, 0)  # what was lost or gained before is not this frame's doing
     noted = {}
@@ -162,13 +173,22 @@ def second_look(
     return refused
 
 
-def _check(stack: SkillStack, max_loss_pp: float, confidence: float, **answers: Answers) -> None:
-    """Raise `SkillStackError` for a bound that is none, or where a task has no rows."""
-    if not 0 < confidence < 1:
-        raise SkillStackError(f"confidence must be between 0 and 1, got {confidence}")
-    if not max_loss_pp >= 0:
+def check_bound(max_loss_pp: float, confidence: float) -> None:
+    """Raise `SkillStackError` for a bound of a loss that is none."""
+    checked_share(confidence, "confidence")
+    if checked_number(max_loss_pp, "max_loss_pp") < 0:
         raise SkillStackError(f"max_loss_pp must not be negative, got {max_loss_pp}")
+
+
+def _check(stack: SkillStack, router, max_loss_pp, confidence, **answers: Answers) -> None:
+    """Raise `SkillStackError` for what is no stack or router, for a bound that is none, or where a
+    task has no rows."""
+    checked_stack(stack)
+    check_bound(max_loss_pp, confidence)
+    checked_router(router, "predict")
     for word, rows in answers.items():
+        if not isinstance(rows, Answers):
+            raise SkillStackError(f"{word} must be Answers, got {shown(rows)}")
         for frame in stack.frames:
             if frame.task not in rows.tasks:
                 raise SkillStackError(f"{word} has no rows of task {frame.task!r}")

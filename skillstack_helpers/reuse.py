@@ -21,14 +21,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .backbones import Backbone
-from .config import TrainingConfig
-from .errors import SkillStackError
+from .config import TrainingConfig, checked_config
+from .errors import SkillStackError, checked_number, checked_router, checked_share, shown
 from .frames import check_frame_name
 from .parents import features_and_scores, parent_scores
-from .pruning import paired_loss
+from .pruning import check_bound, paired_loss
 from .routers.gate import GateRouter
-from .stack import SkillStack
-from .tasks import TaskData
+from .stack import SkillStack, checked_stack
+from .tasks import TaskData, checked_data
 
 GROUP = 16  # texts that are tested together, by default
 NOBODY = "none of my skills"
@@ -66,11 +66,11 @@ def decide(
     group p-value of the first `texts` routing texts under each frame; it does not decide. Raises
     `SkillStackError` for a stack without frames and for a task without rows of two labels.
     """
-    if not 0 < confidence < 1 or not max_loss_pp >= 0:
-        raise SkillStackError(
-            "confidence must be between 0 and 1 and max_loss_pp not negative, got "
-            f"{confidence} and {max_loss_pp}"
-        )
+    check_bound(max_loss_pp, confidence)
+    checked_number(texts, "texts", 1, whole=True)
+    checked_stack(stack)
+    checked_data(data, "train", "router")
+    checked_router(gate, "together", "frames_")
     names, labels = data.task.label_names, data.labels("router")
     evidence = parent_scores(stack, data)  # raises for too few rows
     evidence.insert(0, "alike", np.nan)
@@ -119,6 +119,9 @@ def spare(stack: SkillStack, name: str, decision: Decision) -> SkillStack:
     back, and the task can be learned. Raises `SkillStackError` for a name that is taken and for a
     decision that is not to reuse.
     """
+    if not isinstance(decision, Decision):
+        raise SkillStackError(f"decision must be one of `decide`, got {shown(decision)}")
+    checked_stack(stack)
     if decision.action != "reuse":
         raise SkillStackError(f"the decision is to {decision.action}, not to reuse a frame")
     if check_frame_name(name) in stack:
@@ -176,7 +179,9 @@ class LearnerLoop:
         max_loss_pp: float = 1.0,
         **gate,
     ):
-        self.stack, self.config = SkillStack(backbone), config
+        self.stack, self.config = SkillStack(backbone), checked_config(config)
+        checked_share(alpha, "alpha")
+        check_bound(max_loss_pp, 1 - alpha)
         self.gate = GateRouter(backbone, alpha=alpha, max_length=config.max_length, **gate)
         self.max_loss_pp, self.alpha = max_loss_pp, alpha
         self.decisions: list[Decision] = []
@@ -184,6 +189,7 @@ class LearnerLoop:
 
     def learn(self, batch: TaskData) -> Decision:
         """Take in a labelled batch; what was decided."""
+        checked_data(batch, "train", "router", "eval")
         first = Decision("start", None, "the first skill", pd.DataFrame())
         decision = self.decide(batch) if self.stack.frames else first
         if decision.action != "known":

@@ -27,10 +27,21 @@ from torch import Tensor
 
 from . import certificates, sharing, training
 from .backbones import Backbone
-from .config import TrainingConfig
+from .config import TrainingConfig, checked_config
 from .conformal import threshold
 from .ensemble import Mixture
-from .errors import SkillStackError, checked_texts, did_you_mean
+from .errors import (
+    SkillStackError,
+    checked_has,
+    checked_names,
+    checked_numbers,
+    checked_path,
+    checked_router,
+    checked_share,
+    checked_texts,
+    did_you_mean,
+    shown,
+)
 from .files import (
     NO_SEAL,
     OBJECT,
@@ -64,7 +75,7 @@ from .frames import (
 )
 from .heads import Evaluation, LinearHead, PromptHead, finite
 from .progress import progress
-from .tasks import TaskData
+from .tasks import TaskData, checked_data
 from .training import recipe, seeded
 
 PRECISION = ("dtype", "quantization")  # of a backbone's identity
@@ -95,6 +106,7 @@ class SkillStack:
     """
 
     def __init__(self, backbone: Backbone):
+        checked_has(backbone, "backbone must be a Backbone (of load_backbone)", "attach", "embed")
         self.backbone = backbone
         self.frames: list[Frame] = []
         # Frames that were left out and which one answers for each: name -> {"to", "parent", ...},
@@ -112,10 +124,14 @@ class SkillStack:
         return len(self.frames)
 
     def __contains__(self, name: str) -> bool:
+        if not isinstance(name, str):
+            return False
         return self._find(follow(self.dropped, name, "to")) is not None
 
     def __getitem__(self, name: str) -> Frame:
         """The frame of that name, or the one that answers for it if it was dropped."""
+        if not isinstance(name, str):
+            raise SkillStackError(f"frame names must be strings, got {shown(name)}")
         if frame := self._find(follow(self.dropped, name, "to")):
             return frame
         if self.dropped.get(name, {}).get("removed"):
@@ -182,11 +198,20 @@ class SkillStack:
         targets: probabilities (training rows, classes) to learn in place of the rows' labels, such
         as those of a `Mixture` (distillation, Hinton et al. 2015).
         """
+        checked_data(data, "train", "eval")
+        if len(data.router):
+            checked_data(data, "router")
+        checked_config(config)
         labels = data.task.label_names
+        if len(np.unique(data.labels("train"))) < 2:
+            one = labels[int(data.labels("train")[0])]
+            raise SkillStackError(f"{data.name}: all training rows have the label {one!r}")
         if targets is not None:
+            checked_numbers(targets, "targets")
             targets = np.asarray(targets, dtype=np.float32)
             shape = (len(data.train), len(labels))
-            if targets.shape != shape or not np.allclose(targets.sum(1), 1, atol=1e-3):
+            sums = targets.shape == shape and np.allclose(targets.sum(1), 1, atol=1e-3)
+            if not sums or (targets < 0).any():
                 raise SkillStackError(
                     f"targets must be {shape}, rows summing to 1, got {targets.shape}"
                 )
@@ -323,8 +348,8 @@ class SkillStack:
         all; NaN where it is not. All are asked in one pass, a text's lower layers run once, and a
         frame that answers for several names is asked once.
         """
-        texts, answering = checked_texts(texts), [self[name] for name in frames]
-        shape = (len(texts), len(frames))
+        texts, frames = checked_texts(texts), checked_names(frames, "frames")
+        answering, shape = [self[name] for name in frames], (len(texts), len(frames))
         asked = np.ones(shape, dtype=bool) if asked is None else np.asarray(asked)
         if asked.shape != shape or asked.dtype != bool:
             raise SkillStackError(f"asked must be bool {shape}, got {asked.dtype} {asked.shape}")
@@ -425,6 +450,10 @@ class SkillStack:
         coverage also label_set (tuple) and abstains.
         """
         texts = checked_texts(texts)
+        labels = None if labels is None else checked_names(labels, "labels")
+        if coverage is not None:
+            checked_share(coverage, "coverage")
+        checked_router(router, "classes_", "route_scores")
         if mix is not None:
             mix = self._mixture(mix, router)
         limits = None if coverage is None else self._limits(coverage, mix, router)
@@ -445,6 +474,8 @@ class SkillStack:
         """The mixture of that name, or the given one, if it is of the router's frames."""
         labels = {name: self[name].label_names for name in router.classes_}
         mix = Mixture(labels, mix) if isinstance(mix, str) else mix
+        if not isinstance(mix, Mixture):
+            raise SkillStackError(f"mix must be a Mixture or its shares, got {shown(mix)}")
         if mix.label_names != labels:
             raise SkillStackError("the mixture was made for other frames than the router's")
         return mix
@@ -526,6 +557,7 @@ class SkillStack:
         frame: whose adapter (default: the task's own). head: whose head (default: the frame's);
         the latest adapter on an old task is ``evaluate(old, frame=latest, head=old.name)``.
         """
+        checked_data(data, "eval")
         adapter = self[frame or data.name]
         holder = self[head] if head else adapter
         if len(holder.label_names) != len(data.task.label_names):
@@ -568,7 +600,9 @@ class SkillStack:
 
     def _answering(self, names: str | Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """The name of the frame that answers each text, object (n,)."""
-        names = [names] * len(texts) if isinstance(names, str) else list(names)
+        if isinstance(names, str):
+            names = [names] * len(texts)
+        names = checked_names(names, "frame names")
         if len(names) != len(texts):
             raise SkillStackError(f"{len(texts)} texts but {len(names)} frame names")
         answering = {name: self[name].name for name in dict.fromkeys(names)}
@@ -584,7 +618,7 @@ class SkillStack:
         and stand in `frames` before those that are new here. Raises `SkillStackError` when the
         folder holds another stack, or when the disk refuses; what was saved before stays valid.
         """
-        folder = Path(folder).expanduser()
+        folder = checked_path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder):
@@ -665,7 +699,7 @@ class SkillStack:
     ) -> SkillStack:
         """The stack saved in a folder (`from_pretrained`), or an empty one where there is none
         yet."""
-        if not (Path(folder).expanduser() / "stack.json").exists():
+        if not (checked_path(folder) / "stack.json").exists():
             return cls(backbone)
         return cls.from_pretrained(folder, backbone, any_precision=any_precision)
 
@@ -691,11 +725,13 @@ class SkillStack:
 
         Whole frames whose folders were written but not yet listed when their process died are kept.
         """
+        stack = cls(backbone)
+        checked_path(folder)
         if sharing.is_hub_id(folder):
             folder = sharing.snapshot(folder, revision, token)
-        folder = Path(folder).expanduser()
+        folder = checked_path(folder)
         manifest = read_manifest(folder)
-        made_with, stack = manifest["backbone"], cls(backbone)
+        made_with = manifest["backbone"]
         if key := backbone.differs_from(made_with):
             line = f"the stack was made with backbone {key} {made_with.get(key)!r}, "
             line += f"this one has {backbone.identity()[key]!r}"
@@ -758,6 +794,13 @@ class SkillStack:
                 raise SkillStackError(f"{frame.folder / 'frame.json'} was changed")
             if in_memory(frame) and weights_digest(saved) != weights_digest(frame):
                 raise SkillStackError(f"frame {frame.name!r} was changed in memory")
+
+
+def checked_stack(stack, what: str = "stack") -> SkillStack:
+    """The stack, or an error for anything else."""
+    if not isinstance(stack, SkillStack):
+        raise SkillStackError(f"{what} must be a SkillStack, got {shown(stack)}")
+    return stack
 
 
 def _named(identity: Mapping) -> str:

@@ -7,7 +7,7 @@ is left out is guessed, and said.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .embedded import hashed_split, normalize
-from .errors import SkillStackError, first_line
+from .errors import SkillStackError, checked_list, first_line, shown
 from .files import explain
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
@@ -86,6 +86,14 @@ def understand(
     labels themselves, sorted. Rows without text or label are left out. Where there is no test set
     three texts of ten become it, by their hash. One printed line says what was guessed.
     """
+    for split, part in parts.items():
+        if not isinstance(part, pd.DataFrame):
+            raise SkillStackError(f"{name}: {split} must be a data frame, got {shown(part)}")
+    if label_names is not None:
+        label_names = checked_list(label_names, f"{name}: label_names")
+    for role, column in columns.items():
+        if column is not None and not isinstance(column, Hashable):
+            raise SkillStackError(f"{name}: {role} must name a column, got {shown(column)}")
     names = list(parts["train"].columns)
     named = {role: column for role, column in columns.items() if column}
     for role, column in named.items():

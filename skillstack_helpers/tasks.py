@@ -15,15 +15,25 @@ import os
 import re
 import string
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .config import MOST_ROWS
 from .embedded import READERS, hash_order, normalize
-from .errors import SkillStackError, checked_name, did_you_mean
+from .errors import (
+    SkillStackError,
+    checked_has,
+    checked_list,
+    checked_name,
+    checked_number,
+    checked_path,
+    did_you_mean,
+    shown,
+)
 from .files import read_json
 from .hub import hub_rows
 from .tables import find_table, read_table, understand
@@ -133,13 +143,16 @@ class Task:
         """
         if not isinstance(name, str) or not OWN_NAME.fullmatch(name):
             raise SkillStackError(
-                f"a task cannot be called {name!r}: its name must match [a-z0-9_-]{{1,64}}"
+                f"a task cannot be called {shown(name)}: its name must match [a-z0-9_-]{{1,64}}"
             )
         if name in TASKS:
             raise SkillStackError(f"{name!r} is a task of the suite: give yours another name")
         parts = {"train": train} | ({} if test is None else {"test": test})
         columns = {"text": text, "text_pair": text_pair, "label": label}
         rows, names = understand(name, parts, columns, label_names)
+        for what, given in (("template", template), ("family", family), ("licence", licence)):
+            if not isinstance(given, str | None):
+                raise SkillStackError(f"{name}: {what} must be a string, got {shown(given)}")
         paired = bool(rows["text_pair"].ne("").any())
         template = template or ("{text}\n{text_pair}" if paired else "{text}")
         if template_fields(template) != ({"text", "text_pair"} if paired else {"text"}):
@@ -157,6 +170,9 @@ class Task:
             if "train" not in train:
                 raise SkillStackError(f"{name}: no split 'train' among {', '.join(train)}")
             train, test = train["train"], train.get("test") if test is None else test
+        for one in (train, test):
+            if one is not None:
+                checked_has(one, f"{shown(name)}: rows must be a datasets.Dataset", "to_pandas")
         features = getattr(train, "features", {})
         labelled = [n for n, one in features.items() if hasattr(one, "names")]
         if more.get("label") is None and len(labelled) == 1:
@@ -171,7 +187,7 @@ class Task:
         """A task of one's own files: ``train`` and perhaps ``test`` as parquet, CSV, TSV or JSONL,
         and perhaps a meta.json with arguments of `from_frames` (label_names, template, family,
         licence, names of columns). It is called like the folder."""
-        folder = Path(folder).expanduser()
+        folder = checked_path(folder, "data folder")
         if not folder.is_dir():
             raise SkillStackError(f"data folder {folder} does not exist")
         files = {split: find_table(folder, split) for split in ("train", "test")}
@@ -235,6 +251,32 @@ class TaskData:
         return getattr(self, split)["label"].to_numpy()
 
 
+def checked_data(data, *splits: str) -> TaskData:
+    """A task's rows, or an error if they are no `TaskData`, or if one of these splits is empty,
+    has a text that is none or a label that the task does not have."""
+    if not isinstance(data, TaskData):
+        raise SkillStackError(f"data must be a TaskData (of load_task), got {shown(data)}")
+    if len(data.task.label_names) < 2:
+        raise SkillStackError(f"{data.name} has one label only: {data.task.label_names[0]!r}")
+    for split in splits:
+        rows, where = getattr(data, split), f"{data.name}, {split} rows"
+        pair = ("text_pair",) if "{text_pair}" in data.task.template else ()
+        _check_columns(rows, where)
+        if not len(rows):
+            raise SkillStackError(f"{where}: there are none (n_{split})")
+        _check_strings(rows, ("text", *pair), where)
+        _check_labels(rows, data.task, where)
+    return data
+
+
+def checked_stream(stream: Iterable[TaskData], *splits: str) -> list[TaskData]:
+    """A stream as a list, each task checked by `checked_data`."""
+    stream = checked_list(stream, "stream")
+    if not stream:
+        raise SkillStackError("the stream has no task")
+    return [checked_data(data, *splits) for data in stream]
+
+
 def _as_bytes(rows: pd.DataFrame) -> bytes:
     return rows.to_json(orient="values").encode()
 
@@ -275,6 +317,8 @@ OUT_OF_SCOPE: dict[str, str] = _TOML["out_of_scope"]
 def find_task(name: str, data_dir: str | Path | None = None) -> Path | None:
     """The folder of a task of one's own below `data_dir` (None: the variable SKILLSTACK_DATA), None
     for a task of the suite; an error that suggests the nearest name for any other."""
+    if not isinstance(name, str):
+        raise SkillStackError(f"unknown task {shown(name)}: a task is called by a string")
     if name in TASKS:
         return None
     folder = _data_folder(data_dir)
@@ -295,7 +339,7 @@ def get_task(name: str, data_dir: str | Path | None = None) -> Task:
 
 def own_tasks(folder: str | Path) -> list[str]:
     """Names of the folders in a folder that hold training rows, sorted."""
-    folder = Path(folder).expanduser()
+    folder = checked_path(folder, "data folder")
     if not folder.is_dir():
         raise SkillStackError(f"data folder {folder} does not exist")
     return sorted(path.name for path in folder.iterdir() if find_table(path, "train"))
@@ -303,7 +347,7 @@ def own_tasks(folder: str | Path) -> list[str]:
 
 def _data_folder(given: str | Path | None) -> Path | None:
     given = given or os.environ.get("SKILLSTACK_DATA")
-    return Path(given).expanduser() if given else None
+    return checked_path(given, "data_dir") if given else None
 
 
 # ------------------------------------------------------------------ the sources
@@ -362,31 +406,49 @@ def _checked(rows: pd.DataFrame, task: Task, where: str, drop_empty: bool = Fals
     if not takes_pair:
         pair = rows["text_pair"] if "text_pair" in rows else pd.Series("", rows.index)
         rows = rows.assign(text_pair=pair.astype(object).where(pair.notna(), ""))
-    missing = [column for column in ("text", "text_pair", "label") if column not in rows]
-    if missing:
-        raise SkillStackError(f"{where}: column {missing[0]!r} is missing")
+    _check_columns(rows, where)
     rows = rows[["text", "text_pair", "label", "split"]].reset_index(drop=True)
+    _check_strings(rows, ("text", "text_pair"), where)
     for column in ("text", "text_pair"):
-        bad = ~rows[column].map(lambda value: isinstance(value, str))
-        if bad.any():
-            row = int(bad.idxmax())
-            value = rows[column][row]
-            raise SkillStackError(f"{where}: row {row}: {column} is {value}, not a string")
         clean = rows[column].astype(object).str.replace(r"<br />|\\n", " ", regex=True)
         rows[column] = clean.str.split().str.join(" ").str[:MAX_CHARS]
     empty = rows["text"].eq("") | (rows["text_pair"].eq("") & takes_pair)
     if empty.any() and not drop_empty:
         raise SkillStackError(f"{where}: row {int(empty.idxmax())}: the text is empty")
     rows = rows[~empty]
+    labels = _check_labels(rows, task, where)
+    return rows.assign(label=labels.astype("int64")).reset_index(drop=True)
+
+
+def _check_columns(rows: pd.DataFrame, where: str) -> None:
+    if not isinstance(rows, pd.DataFrame):
+        raise SkillStackError(f"{where} must be a data frame, got {shown(rows)}")
+    missing = [column for column in ("text", "text_pair", "label") if column not in rows]
+    if missing:
+        raise SkillStackError(f"{where}: column {missing[0]!r} is missing")
+
+
+def _check_strings(rows: pd.DataFrame, columns: Sequence[str], where: str) -> None:
+    for column in columns:
+        bad = ~rows[column].map(lambda value: isinstance(value, str)).to_numpy(bool)
+        if bad.any():
+            row = int(bad.argmax())
+            value = shown(rows[column].iloc[row])
+            raise SkillStackError(f"{where}: row {row}: {column} is {value}, not a string")
+
+
+def _check_labels(rows: pd.DataFrame, task: Task, where: str) -> pd.Series:
+    """The labels as numbers, each an id of the task's."""
     labels = pd.to_numeric(rows["label"], errors="coerce")
     bad = labels.isna() | (labels < 0) | (labels >= len(task.label_names)) | (labels % 1 != 0)
     if bad.any():
-        row = int(bad.idxmax())
+        place = int(bad.to_numpy().argmax())
         raise SkillStackError(
-            f"{where}: row {row}: label {rows['label'][row]} is not one of "
-            f"0 .. {len(task.label_names) - 1} ({task.name} has {len(task.label_names)} classes)"
+            f"{where}: row {rows.index[place]}: label {shown(rows['label'].iloc[place])} is not "
+            f"one of 0 .. {len(task.label_names) - 1} "
+            f"({task.name} has {len(task.label_names)} classes)"
         )
-    return rows.assign(label=labels.astype("int64")).reset_index(drop=True)
+    return labels
 
 
 def _read(task: Task, source: str, data_dir: str | Path | None) -> tuple[pd.DataFrame, str]:
@@ -432,10 +494,13 @@ def load_task(
     >>> len(data.train), len(data.router), len(data.eval)  # 5 classes
     (10, 5, 15)
     """
+    budget = {"n_train": n_train, "n_router": n_router, "n_eval": n_eval, "seed": seed}
+    # An int of Python's: a NumPy integer would not go into JSON.
+    budget = {key: int(checked_number(value, key, 0, MOST_ROWS if key != "seed" else None,
+                                      whole=True)) for key, value in budget.items()}  # fmt: skip
+    checked_name(source, ("auto", *SOURCES), "source")
     task = name if isinstance(name, Task) else get_task(name, data_dir)
     name = task.name
-    budget = {"n_train": n_train, "n_router": n_router, "n_eval": n_eval, "seed": seed}
-    budget = {parameter: _count(value, parameter) for parameter, value in budget.items()}
     n_train, n_router, n_eval, seed = budget.values()
     rows, source = _read(task, source, data_dir)
     rows["key"] = normalize(rows["text"]) + "\x1f" + normalize(rows["text_pair"])
@@ -481,12 +546,6 @@ def load_task(
     return TaskData(task, *chosen, source=source, fingerprint=fingerprint, budget=budget)
 
 
-def _count(value, parameter: str) -> int:
-    if not isinstance(value, int | np.integer) or value < 0:
-        raise SkillStackError(f"{parameter} must be an integer of at least 0, got {value!r}")
-    return int(value)  # a NumPy integer would not go into JSON
-
-
 def _ranked(rows: pd.DataFrame, salt: str) -> pd.DataFrame:
     """Each text once, in hash order, with its rank within its class."""
     rows = rows[~rows["key"].duplicated()]
@@ -502,11 +561,11 @@ def snapshot(preset: str, out: str | Path, source: str = "hub") -> list[Path]:
 
     A run on the snapshot sees the same rows as a run on the source itself. Returns its data files.
     """
-    written = []
+    written, out = [], checked_path(out, "out")
     for name in PRESETS[checked_name(preset, PRESETS, "preset")]:
         task = TASKS[name]
         rows, _ = _read(task, source, None)
-        folder = Path(out).expanduser() / name
+        folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         for split, part in rows.groupby("split"):
             path = folder / f"{split}.parquet"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import SkillStackError
+from .errors import SkillStackError, checked_number
 from .hardware import GIB, say_once
 from .progress import progress
 from .training import eval_batches
@@ -46,6 +46,7 @@ def layer_number(model: torch.nn.Module, first: int | float | None) -> int | Non
     """
     if first is None:
         return None
+    checked_number(first, "first_adapted_layer")
     depth = len(layer_list(model))
     number = round(first * depth) if isinstance(first, float) else first
     if not 1 <= number < depth:

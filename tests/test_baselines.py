@@ -275,10 +275,10 @@ def test_the_gate_bounds_the_penaltys_gradient(backbone, stream, config):
     "options, words",
     [
         ({"estimator": "exat"}, "did you mean 'exact'"),
-        ({"strength": -1.0}, "strength >= 0"),
-        ({"strength": float("nan")}, "strength >= 0"),
-        ({"n_fisher": 0}, "n_fisher >= 1"),
-        ({"decay": 1.5}, "decay None or in"),
+        ({"strength": -1.0}, "strength must be at least 0"),
+        ({"strength": float("nan")}, "strength must be finite"),
+        ({"n_fisher": 0}, "n_fisher must be at least 1"),
+        ({"decay": 1.5}, "decay must be at most 1"),
     ],
 )
 def test_bad_ewc_options(options, words, backbone, config):

@@ -1,6 +1,8 @@
 import dataclasses
+import json
 
 import pytest
+from conftest import ROOT
 
 from skillstack_helpers import SkillStackError
 from skillstack_helpers.lab import parameters
@@ -124,3 +126,17 @@ def test_names_are_those_of_the_classes():
     from skillstack_helpers import routers
 
     assert list(parameters.ROUTERS) == list(routers.ROUTERS)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda p: p.stem)
+def test_a_notebook_s_parameters_are_fields(path):
+    """So that whatever papermill or a reader sets there is checked by `RunConfig`."""
+    cells = json.loads(path.read_text())["cells"]
+    (cell,) = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    source = "".join(cell["source"])
+    names = parameters._plain_assignments(source)
+    assert names and set(names) <= {f.name for f in dataclasses.fields(RunConfig)} - {"notebook"}
+    namespace: dict = {}
+    exec(source, namespace)
+    config = RunConfig.from_notebook({name: namespace[name] for name in names}, path.stem)
+    assert {name: getattr(config, name) for name in names} == {n: namespace[n] for n in names}

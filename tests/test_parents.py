@@ -158,7 +158,7 @@ def test_scores_refuse_bad_input(stack, rows):
         parent_scores(empty, rows[0])
     with pytest.raises(SkillStackError, match="unknown criterion 'nearest'"):
         best_parent(stack, rows[0], by="nearest")
-    with pytest.raises(SkillStackError, match="task 'imdb' has 0 routing rows: n_router"):
+    with pytest.raises(SkillStackError, match="imdb, router rows: there are none .n_router"):
         parent_scores(stack, dataclasses.replace(rows[0], router=rows[0].router[:0]))
 
 

@@ -89,7 +89,7 @@ def test_odd_tasks_get_a_decision_and_a_reason(grown, tasks):
 
 def test_bad_input_is_one_line(grown, tasks, backbone):
     stack, gate = grown
-    with pytest.raises(SkillStackError, match="confidence must be between 0 and 1 and max_loss_pp"):
+    with pytest.raises(SkillStackError, match="confidence must be between 0 and 1, got 95"):
         decide(stack, tasks["imdb"], gate, confidence=95)
     with pytest.raises(SkillStackError, match="an empty stack has no frame to start from"):
         decide(SkillStack(backbone), tasks["imdb"], gate)

@@ -123,10 +123,10 @@ def test_task_data_knows_its_budget_and_its_training_rows(data_dir):
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ({"n_train": -1}, "n_train must be an integer of at least 0, got -1"),
-        ({"n_router": -3}, "n_router must be an integer of at least 0, got -3"),
-        ({"n_eval": 2.5}, "n_eval must be an integer of at least 0, got 2.5"),
-        ({"seed": "42"}, "seed must be an integer of at least 0, got '42'"),
+        ({"n_train": -1}, "n_train must be at least 0, got -1"),
+        ({"n_router": -3}, "n_router must be at least 0, got -3"),
+        ({"n_eval": 2.5}, "n_eval must be an integer, got 2.5"),
+        ({"seed": "42"}, "seed must be an integer, got '42'"),
     ],
 )
 def test_an_impossible_budget_is_told_before_anything_is_read(tmp_path, wrong, words):

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import TrainingConfig, check_at_least
-from ..errors import SkillStackError, checked_name, did_you_mean
+from ..config import MOST_ROWS, TrainingConfig, checked_device
+from ..errors import SkillStackError, checked_name, checked_number, checked_path, did_you_mean
 from ..tasks import PRESETS, SOURCES, find_task, own_tasks
 
 # Names only, so that a mistyped one is answered before torch or scikit-learn is loaded; tests hold
@@ -58,6 +58,9 @@ _OF_METHODS = {
     "n_held_back": ("compression", "second_look", "distilled"),
     "max_loss_pp": ("compression",),
 }
+# A penalty beyond this is infinite in float32 as soon as a parameter moves.
+_MOST = {"ewc_strength": 1e30, "ewc_online_strength": 1e30, "olora_strength": 1e30}
+_MOST |= {"joint_wide_lr": 1, "max_loss_pp": 100}
 # Where a run reads and writes does not change what it measures; what it reads (rows, backbone) is
 # compared by content, see `runs.open_run`.
 _PLACES = (
@@ -82,12 +85,12 @@ def repo_root() -> Path:
 
 def placed(folder: str | Path) -> Path:
     """Where a folder given by a user is: relative ones are the repository's."""
-    return repo_root() / Path(folder).expanduser()
+    return repo_root() / checked_path(folder)
 
 
-def user_path(folder: str | Path) -> Path:
+def user_path(folder: str | Path, what: str = "folder") -> Path:
     """Where a user's own data is: as seen from the working directory, else from the repository."""
-    path = Path(folder).expanduser()
+    path = checked_path(folder, what)
     return path.resolve() if path.exists() else placed(folder)
 
 
@@ -151,30 +154,32 @@ class RunConfig(TrainingConfig):
         ):
             if getattr(self, field) is not None:
                 checked_name(getattr(self, field), known, field)
-        for name in self.method_names or ():
+        methods = self.method_names or []
+        for name in methods:
             checked_name(name, METHODS, "method")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device):
-            raise SkillStackError(f"unknown device {self.device!r} (known: auto, cpu, cuda, mps)")
+        if len(set(methods)) < len(methods):
+            raise SkillStackError(f"methods must be different names, got {self.methods!r}")
+        checked_device(self.device)
         if not self.model.strip():
             raise SkillStackError("model must name a backbone, got an empty string")
         if not self.output_dir.strip():
             raise SkillStackError("output_dir must name a folder, got an empty string")
-        check_at_least(self, 1, "n_train", "n_router", "n_eval", "buffer_size", "n_held_back")
-        for name in (
-            "ewc_strength",
-            "ewc_online_strength",
-            "olora_strength",
-            "joint_wide_lr",
-            "max_loss_pp",
-        ):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise SkillStackError(f"{name} must not be negative, got {value}")
+        for name in _PLACES:
+            if name.endswith("_dir") and getattr(self, name) is not None:
+                checked_path(getattr(self, name), name)
+        for name in ("n_train", "n_router", "n_eval", "buffer_size", "n_held_back"):
+            checked_number(getattr(self, name), name, 1, MOST_ROWS)
+        for name, most in _MOST.items():
+            if (value := getattr(self, name)) is not None:
+                if value < 0:
+                    raise SkillStackError(f"{name} must not be negative, got {value}")
+                checked_number(value, name, most=most)
 
     def _name_stream(self) -> None:
         """Give a stream of one's own its tasks and a name: that of its folder, or of its tasks."""
         changed = {}
         if self.data_dir is not None:
-            changed["data_dir"] = str(user_path(self.data_dir))
+            changed["data_dir"] = str(user_path(self.data_dir, "data_dir"))
         if self.tasks is not None:
             names = [name.strip() for name in self.tasks.split(",")]
             if len(set(names)) < len(names) or "" in names:
@@ -183,7 +188,7 @@ class RunConfig(TrainingConfig):
             if self.preset in PRESETS:
                 changed["preset"] = _short("_".join(names))
         elif self.preset not in PRESETS:
-            folder = user_path(self.preset)
+            folder = user_path(self.preset, "preset")
             if not folder.is_dir():
                 checked_name(self.preset, PRESETS, "preset")
             names = own_tasks(folder)

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from ..errors import SkillStackError
+from ..errors import SkillStackError, checked_number, checked_router
 from ..frames import Frame, inner, weights_digest
-from ..stack import SkillStack
-from ..tasks import TASKS, TaskData, template_fields
+from ..stack import SkillStack, checked_stack
+from ..tasks import TASKS, TaskData, checked_stream, template_fields
 
 # ---------------------------------------------------------------------- a stack, a frame
 
@@ -24,7 +24,7 @@ def chain_table(stack: SkillStack) -> pd.DataFrame:
     """All frames, the latest first: task, parent, number of labels, accuracy, bytes, and whether
     every file on disk is what was saved. A dropped frame is listed with the frame that answers
     for it."""
-    if not stack.frames:
+    if not checked_stack(stack).frames:
         raise SkillStackError("the stack has no frame yet")
     rows = []
     for frame in reversed(stack.frames):
@@ -147,6 +147,10 @@ def own_answers(stack: SkillStack, frame: str, data: TaskData) -> pd.DataFrame:
 def routed_frames(router, stream: Sequence[TaskData], n: int | None = None) -> pd.DataFrame:
     """Where a router sends evaluation rows, in the form of `own_answers`: label is the task's own
     frame, answer the frame picked. n: at most so many rows of each task."""
+    if n is not None:
+        checked_number(n, "n", 1, whole=True)
+    stream = checked_stream(stream, "eval")
+    checked_router(router, "decision_function", "route_scores")
     rows = [(text, data.name) for data in stream for text in data.texts("eval")[:n]]
     texts, truth = (list(column) for column in zip(*rows, strict=True))
     scores = router.decision_function(texts)

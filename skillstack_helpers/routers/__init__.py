@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import safetensors
 import safetensors.numpy
-from sklearn.utils.validation import check_is_fitted
 
-from ..errors import SkillStackError, checked_name
+from ..errors import SkillStackError, checked_name, checked_path, shown
 from ..files import (
     NO_SEAL,
     OBJECT,
@@ -34,7 +33,7 @@ from ..files import (
     write_atomic,
 )
 from .arrow import ArrowRouter
-from .base import Router, check_parameters, fit_temperature, walk  # noqa: F401
+from .base import NotFittedError, Router, check_fitted, fit_temperature, walk  # noqa: F401
 from .gate import GateRouter
 from .hybrid import HybridChainRouter, HybridEmbedRouter, HybridSVMRouter
 from .profile import CentroidRouter, ProfileRouter
@@ -77,16 +76,19 @@ def make_router(name: str, **parameters) -> Router:
     own = kind().get_params()
     for parameter in parameters:
         checked_name(parameter, sorted(known), "router parameter")
-    return kind(**{key: value for key, value in parameters.items() if key in own})
+    router = kind(**{key: value for key, value in parameters.items() if key in own})
+    router._check_parameters()
+    return router
 
 
 def save_router(router: Router, folder: str | Path) -> Path:
     """Write a fitted router to one file, ``router.safetensors``, which is replaced whole and holds
     a digest of all that is in it."""
-    check_is_fitted(router)
     name = next((key for key, kind in ROUTERS.items() if type(router) is kind), None)
     if name is None:
-        raise SkillStackError(f"{type(router).__name__} is none of {', '.join(ROUTERS)}")
+        what = type(router).__name__ if isinstance(router, Router) else f"router: {shown(router)}"
+        raise SkillStackError(f"{what} is none of {', '.join(ROUTERS)}")
+    check_fitted(router)
     parameters = {k: v for k, v in router.get_params().items() if k not in _LIVE}
     state, arrays = {}, {}
     for key, value in router._state().items():
@@ -95,7 +97,7 @@ def save_router(router: Router, folder: str | Path) -> Path:
     fields = json.dumps(fields | {"parameters": parameters, "state": state})
     arrays = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     content = sealed(safetensors.numpy.save(arrays, {"router": fields}))
-    folder = Path(folder).expanduser()
+    folder = checked_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -140,7 +142,7 @@ def load_router(
 
     Only JSON and plain arrays are read. Raises `SkillStackError` naming the file that is wrong.
     """
-    path, fields, content = read_saved(Path(folder).expanduser())
+    path, fields, content = read_saved(checked_path(folder))
     if fields["schema_version"] != SCHEMA or fields["router"] not in list(ROUTERS):
         raise SkillStackError(f"{path} is not a router of this version")
     kind = ROUTERS[fields["router"]]
@@ -149,7 +151,7 @@ def load_router(
     saved = {kind._renamed.get(key, key): v for key, v in fields["parameters"].items()}
     try:
         router = kind(**saved, **live)
-        check_parameters(router)
+        router._check_parameters()
         router._restore(fields["state"] | safetensors.numpy.load(content))
     except safetensors.SafetensorError as error:
         raise SkillStackError(f"{path}: {error}") from None

@@ -5,19 +5,52 @@ from __future__ import annotations
 import numbers
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from sklearn import exceptions
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
 
-from ..errors import SkillStackError, checked_texts
+from ..config import MOST
+from ..errors import (
+    SkillStackError,
+    checked_has,
+    checked_list,
+    checked_number,
+    checked_numbers,
+    checked_seed,
+    checked_texts,
+    shown,
+)
 
 CALIBRATION_FOLDS = 3  # and the fewest texts of a frame that a temperature is fitted on
+
+
+# What a parameter may be, whichever routers have it: arguments of `checked_number`.
+_NUMBERS = {
+    "C": {"above": 0},
+    "scale": {"above": 0},
+    "threshold": {},
+    "nearly_every": {"above": 0, "most": 1},
+    "tolerance": {"least": 0},
+    "format_trust": {"least": 0},
+    "k": {"least": 1, "whole": True},
+    "epochs": {"least": 0, "most": 10**6, "whole": True},
+    "lr": {"above": 0},
+    "temperature": {"above": 0},  # or None
+    "min_confidence": {},
+    "max_length": {"least": 1, "most": MOST["max_length"], "whole": True},
+    "first": {"above": 0, "most": 1 << 16},
+    "alpha": {"above": 0, "below": 1},
+}
+
+
+class NotFittedError(SkillStackError, exceptions.NotFittedError):
+    """A router is asked before it was fitted; scikit-learn's error too."""
 
 
 class Router(ClassifierMixin, BaseEstimator):
@@ -41,10 +74,17 @@ class Router(ClassifierMixin, BaseEstimator):
 
         Raises `SkillStackError` unless texts are strings and there is a name for each.
         """
+        self._check_parameters()
         texts, names = _paired(texts, frame_names)
+        before = dict(vars(self))
         self.frames_ = _in_stack_order(names)
         self.temperature_ = 1.0
-        self._fit(texts, names)
+        try:
+            self._fit(texts, names)
+        except BaseException:  # no half of a fit
+            vars(self).clear()
+            vars(self).update(before)
+            raise
         return self
 
     def partial_fit(self, texts: Sequence[str], frame_names: Sequence[str]) -> Router:
@@ -55,6 +95,7 @@ class Router(ClassifierMixin, BaseEstimator):
         """
         if not hasattr(self, "frames_"):
             return self.fit(texts, frame_names)
+        self._check_parameters()
         if not hasattr(self, "_add"):
             raise SkillStackError(
                 f"{type(self).__name__} cannot add a frame without the old texts: fit it anew"
@@ -74,13 +115,13 @@ class Router(ClassifierMixin, BaseEstimator):
         (`trunk`). The temperature, which the frame had a part in, is 1 from then on. Raises
         `SkillStackError` for a method that must be fitted anew without the frame's texts.
         """
-        check_is_fitted(self)
+        check_fitted(self)
         if not hasattr(self, "_drop"):
             raise SkillStackError(
                 f"{type(self).__name__} cannot forget a frame: fit it anew without its texts"
             )
         if name not in self.frames_:
-            raise SkillStackError(f"the router knows no frame {name!r}")
+            raise SkillStackError(f"the router knows no frame {shown(name)}")
         if len(self.frames_) == 1:
             raise SkillStackError(f"{name!r} is the router's only frame: nothing would be left")
         place = self.frames_.index(name)
@@ -100,7 +141,7 @@ class Router(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, texts: Sequence[str]) -> np.ndarray:
         """Score of each frame for each text, (n, frames), columns in stack order."""
-        check_is_fitted(self)
+        check_fitted(self)
         texts = checked_texts(texts)
         return self._scores(texts) if texts else np.empty((0, len(self.frames_)))
 
@@ -114,7 +155,7 @@ class Router(ClassifierMixin, BaseEstimator):
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """`predict_proba`, for scores (n, frames) that `decision_function` has given already."""
-        return softmax(np.asarray(scores) / self.temperature_, axis=1)
+        return softmax(self._of_frames(scores) / self.temperature_, axis=1)
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """Name of the chosen frame for each text, (n,)."""
@@ -126,16 +167,39 @@ class Router(ClassifierMixin, BaseEstimator):
 
     def route_scores(self, scores: np.ndarray) -> pd.DataFrame:
         """`route`, for scores (n, frames) that `decision_function` has given already."""
-        check_is_fitted(self)
+        scores = self._of_frames(scores)
+        chosen, depth, fallback = self._choose(scores)
+        score = scores[np.arange(len(scores)), chosen]
+        routes = {"frame": self.classes_[chosen], "score": score}
+        return pd.DataFrame(routes | {"depth": depth, "fallback": fallback})
+
+    def _of_frames(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (n, frames) of this router, or an error; -inf of frames that must not answer."""
+        check_fitted(self)
+        checked_numbers(scores, "scores", infinite=True)
         scores = np.asarray(scores)
         if scores.ndim != 2 or scores.shape[1] != len(self.frames_):
             raise SkillStackError(
                 f"scores must be (texts, {len(self.frames_)} frames), got {scores.shape}"
             )
-        chosen, depth, fallback = self._choose(scores)
-        score = scores[np.arange(len(scores)), chosen]
-        routes = {"frame": self.classes_[chosen], "score": score}
-        return pd.DataFrame(routes | {"depth": depth, "fallback": fallback})
+        return scores
+
+    def _check_parameters(self) -> None:
+        """Raise `SkillStackError` for the first parameter that makes no sense; not in `__init__`,
+        since scikit-learn sets parameters later."""
+        for name, value in self.get_params(deep=False).items():
+            if name in _NUMBERS and not (name == "temperature" and value is None):
+                checked_number(value, name, **_NUMBERS[name])
+            elif name == "seed":
+                checked_seed(value)
+            elif name in ("delta", "root_first") and not isinstance(value, bool | np.bool_):
+                raise SkillStackError(f"{name} must be True or False, got {shown(value)}")
+            elif name == "descriptions" and not isinstance(value, Mapping | None):
+                raise SkillStackError(
+                    f"descriptions must be a mapping from frames to texts, got {shown(value)}"
+                )
+            elif name == "descriptions":
+                checked_texts((value or {}).values(), "descriptions")
 
     def _calibrate(self, scores: np.ndarray, names: list) -> None:
         if len(self.frames_) > 1 and min(Counter(names).values()) >= CALIBRATION_FOLDS:
@@ -165,17 +229,6 @@ class Router(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.string, tags.input_tags.two_d_array = True, False
         return tags
-
-
-def check_parameters(router: Router) -> None:
-    """Raise ValueError for a parameter from a file that is of another kind than its default."""
-    for name, default in type(router)().get_params().items():
-        value = getattr(router, name)
-        numbers = (int, float) if isinstance(default, float) else (type(default),)
-        if default is not None and type(value) not in numbers:
-            raise ValueError(f"parameter {name!r} is {value!r}")
-        if isinstance(value, float) and not np.isfinite(value):
-            raise ValueError(f"parameter {name!r} is {value!r}")
 
 
 def check_arrays(arrays: dict, **shapes: tuple) -> None:
@@ -229,8 +282,8 @@ def _paired(texts: Iterable[str], frame_names: Iterable, known: Sequence = ()) -
     """Texts, and names of the same kind as those `known`: all str or all int."""
     texts = checked_texts(texts)
     if isinstance(frame_names, str) or not isinstance(frame_names, Iterable):
-        raise SkillStackError(f"frame names must be one per text, got {frame_names!r}")
-    names = list(frame_names)
+        raise SkillStackError(f"frame names must be one per text, got {shown(frame_names)}")
+    names = checked_list(frame_names, "frame names")
     if len(texts) != len(names):
         raise SkillStackError(f"{len(texts)} texts but {len(names)} frame names")
     if not texts:
@@ -238,7 +291,10 @@ def _paired(texts: Iterable[str], frame_names: Iterable, known: Sequence = ()) -
     kind = str if isinstance([*known, *names][0], str) else numbers.Integral
     for name in names:
         if not isinstance(name, kind) or isinstance(name, bool):
-            raise SkillStackError(f"frame names must be strings (or all integers), got {name!r}")
+            wrong = f"frame names must be strings (or all integers), got {shown(name)}"
+            raise SkillStackError(wrong)
+        if kind is str and not name:
+            raise SkillStackError("frame names must not be empty, got ''")
     return texts, [str(name) if kind is str else int(name) for name in names]
 
 
@@ -253,11 +309,19 @@ def places(names: Sequence) -> np.ndarray:
     return pd.Series(names).groupby(np.array(names)).cumcount().to_numpy()
 
 
+def check_fitted(router: Router) -> None:
+    """Raise for parameters that make no sense, and `NotFittedError` before the first `fit`."""
+    router._check_parameters()
+    if not hasattr(router, "frames_"):
+        raise NotFittedError(f"this {type(router).__name__} is not fitted yet: call fit first")
+
+
 def needed(given, parameter: str):
     """A backbone or stack that was given, or an error that says which parameter to pass."""
     if given is None:
         raise SkillStackError(f"this router reads a model: pass {parameter}=")
-    return given
+    needs = {"backbone": "pooled", "stack": "frames"}[parameter]
+    return checked_has(given, f"{parameter} must be a loaded {parameter}", needs)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

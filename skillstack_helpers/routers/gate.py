@@ -9,8 +9,8 @@ import numpy as np
 from sklearn.covariance import oas
 
 from ..conformal import p_values
-from ..errors import SkillStackError, checked_texts
-from .base import Router, needed, unit
+from ..errors import SkillStackError, checked_seed, checked_texts
+from .base import Router, check_fitted, needed, unit
 
 DRAWS = 999  # other groups that a group of texts is compared with
 _NEARER = 1e-9  # of a score: among equal p-values the nearer frame
@@ -87,6 +87,7 @@ class GateRouter(Router):
 
     def strangeness(self, texts) -> np.ndarray:
         """Squared Mahalanobis distance of each text from each frame's references, (n, frames)."""
+        check_fitted(self)
         features = self._features(checked_texts(texts))
         return np.column_stack([_squares(region.white(features)) for region in self._regions])
 
@@ -97,9 +98,12 @@ class GateRouter(Router):
         metric, is compared with `DRAWS` groups of as many texts, drawn from the calibration texts
         and the group itself. Under exchangeability P(p <= a) <= a (Phipson and Smyth 2010).
         """
-        features = self._features(checked_texts(texts))
-        if not len(features):
+        check_fitted(self)
+        checked_seed(seed)
+        texts = checked_texts(texts)
+        if not texts:
             raise SkillStackError("no texts to test together")
+        features = self._features(texts)
         return np.array([region.together(features, seed) for region in self._regions])
 
     def _scores(self, texts):

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.utils.validation import check_is_fitted
 
 from ..errors import checked_texts
 from ..files import TEXT, check_fields, list_of, number
-from .base import check_arrays, depths, needed, places, unit
+from .base import check_arrays, check_fitted, depths, needed, places, unit
 from .hybrid import HybridEmbedRouter
 
 DETECTOR_TEXTS = 1500  # of the routing texts, for a regression on some twenty numbers
@@ -95,7 +94,7 @@ class ScaffoldBlindRouter(HybridEmbedRouter):
 
     def content(self, texts: Sequence[str]) -> list[str]:
         """The texts without formats and inserted pieces."""
-        check_is_fitted(self)
+        check_fitted(self)
         return self._without_inserted(self._without_formats(checked_texts(texts))[0])
 
     def _without_formats(self, texts: list[str]) -> tuple[list[str], list[set]]:

@@ -237,6 +237,8 @@ def judge(case: Case, root: Path, named: list[Path], whole) -> tuple[str, str]:
         if "\n" in text:
             return "several lines", text
         places = [str(path) for path in named]
+        if case.kind == "signed":  # then it may be another file that does not fit it
+            places.append(str(root / "kept" / case.part))
         places += [str(path.parent) for path in named if path.name in ("frame.json", "stack.json")]
         right = any(place in text for place in places)
         verdict = "named" if right else "error without the file"
