@@ -60,7 +60,7 @@ test: lint
 
 # Corrupted files, kill -9, races, refusing disks and bad input; goes on where it was stopped.
 faults: .venv/.installed
-	OMP_NUM_THREADS=1 "$$BIN/python" tests/faults
+	OMP_NUM_THREADS=1 "$$BIN/python" tests/faults $(FAULTS)
 
 gallery: .venv/.installed
 	$(BIN)/python results/report gallery

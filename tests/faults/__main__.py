@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import kills
 import pandas as pd
 import races
 import specimen
+from inputs import BAD
 from tqdm import tqdm
 
 GOOD = ("named", "identical", "other (signed)", "whole", "one line")
@@ -73,6 +75,7 @@ def main() -> int:
         "--place", type=Path, default=Path("build/faults"), help="default %(default)s"
     )
     parser.add_argument("--only", default="", help="cases whose key begins like this")
+    parser.add_argument("--write", type=Path, help="a page whose table is made anew")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     root = options.place.resolve()
@@ -92,8 +95,13 @@ def main() -> int:
             line = {"key": key, "verdicts": run(), "seconds": round(time.monotonic() - start, 2)}
             stream.write(json.dumps(line) + "\n")
             stream.flush()
-    shown = table(results)
-    print(shown.reset_index().to_markdown(index=False))
+    shown = table(results).reset_index().to_markdown(index=False)
+    print(shown)
+    if options.write:
+        page = options.write.read_text()
+        facts = f"{len(BAD):,} bad inputs in {len({bad.where for bad in BAD})} groups"
+        block = f"<!-- faults -->\n\n{facts}.\n\n{shown}\n\n<!-- end -->"
+        options.write.write_text(re.sub("<!-- faults -->.*<!-- end -->", block, page, flags=re.S))
     bad = 0
     for line in map(json.loads, results.read_text().splitlines()):
         for verdict, why in line["verdicts"]:
