@@ -31,6 +31,7 @@ from .errors import SkillStackError, shown
 
 LARGE = 1 << 26  # bytes of a file from which on hashing it takes noticeable time
 LONGEST_JSON = 1 << 27  # bytes of a JSON file or of a safetensors header, beyond any honest one
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # what some mounted drives say
 NO_SEAL = "0" * 64
 # The quotes are escaped in a safetensors header.
 _SEAL = re.compile(rb'\\?"seal\\?": ?\\?"([0-9a-f]{64})\\?"')
@@ -119,6 +120,12 @@ def locked(folder: Path, seconds: float = 60.0) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise SkillStackError(f"another process is writing to {folder}") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"{folder} cannot be locked ({explain(error)}): let one process at a time write to it"
+        )
     try:
         yield
     finally:

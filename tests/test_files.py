@@ -1,5 +1,6 @@
 """Writing aside, seals, and what a file from anywhere may be."""
 
+import errno
 import json
 import os
 import subprocess
@@ -123,6 +124,24 @@ def test_the_sweep_takes_what_dead_processes_left_and_nothing_else(tmp_path):
     assert {*tmp_path.iterdir()} == {*kept, below.parent} and below.exists()
     sweep(tmp_path, locked=True)  # who has the folder's lock knows that nobody writes
     assert {*tmp_path.iterdir()} == {*kept[2:], below.parent} and below.exists()
+
+
+def test_a_drive_without_locks_is_written_to_and_told(tmp_path, monkeypatch, capsys):
+    import filelock
+
+    def refuse(number):
+        def acquire(self, *_, **__):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+
+    refuse(errno.ENOTSUP)
+    with files.locked(tmp_path):
+        pass
+    assert "cannot be locked (Operation not supported)" in capsys.readouterr().out
+    refuse(errno.EROFS)
+    with pytest.raises(OSError, match="Read-only"), files.locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(
