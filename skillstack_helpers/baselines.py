@@ -271,9 +271,8 @@ class Independent(Sequential):
         self._adapters[data.name] = self._adapter
 
     def evaluate(self, data) -> Evaluation:
-        if (
-            checked_data(data, "eval").fingerprint not in self._evaluated
-        ):  # its adapter is never written to again
+        # Its adapter is never written to again.
+        if checked_data(data, "eval").fingerprint not in self._evaluated:
             self._evaluated[data.fingerprint] = super().evaluate(data)
         return self._evaluated[data.fingerprint]
 
