@@ -278,12 +278,14 @@ def start(notebook: str, output: Path, root: Path) -> subprocess.Popen:
 
 
 def measured(output: Path) -> dict:
-    """The runs' numbers but times, and the weights of every frame."""
+    """The runs' numbers but times (and bytes of files that hold them), and the weights of every
+    frame."""
     found: dict = {}
     for path in sorted(output.glob("*/metrics.csv")):
         facts = runs.read_facts(path.parent)
         table = runs.read_metrics(path, facts)
-        table = table[~table["unit"].isin(["s", "ms"])].sort_values(list(table.columns))
+        table = table[~table["unit"].isin(["s", "ms"]) & table["metric"].ne("total_bytes")]
+        table = table.sort_values(list(table.columns))
         found[path.parent.name] = facts["status"], table.to_csv(index=False)
     for path in sorted(output.glob("*/stack/frames/*/*.safetensors")):
         name = str(path.relative_to(output))

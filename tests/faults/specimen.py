@@ -22,6 +22,7 @@ from skillstack_helpers.lab.experiment import fit_router
 from skillstack_helpers.lab.parameters import RunConfig
 from skillstack_helpers.lab.runs import open_run, read_run
 from skillstack_helpers.routers import load_router, save_router
+from skillstack_helpers.tasks import PRESETS
 
 TASKS = ("imdb", "agnews", "qqp", "yelp")
 ROUTERS = ("hybrid_chain", "hybrid_embed", "scaffold_blind", "trunk", "gate", "centroid", "profile")
@@ -64,7 +65,7 @@ def stream(root: Path) -> list:
 
 def build(root: Path) -> Path:
     """Rows, a model, and below ``kept`` one of everything."""
-    conftest.write_folder(root / "data", TASKS)
+    conftest.write_folder(root / "data", (*TASKS, *PRESETS["adaptive3"]))
     conftest.save_tiny_model(root / "model", "bert")
     tasks, model, kept = stream(root), backbone(root), root / "kept"
     stack = SkillStack(model)
