@@ -1,7 +1,8 @@
 # make demo: train and route a small stack on real text.  make inspect: look into it in a browser.
 # make gallery: every figure and page from the committed runs.  make figures: the same for a paper.
 # make book: all notebooks as HTML.
-# make test: everything CI checks.  make faults: the whole campaign of faults, half an hour.  make bench: how fast it is beside what one would otherwise use.
+# make test: everything CI checks.  make faults: the whole campaign of faults, half an hour.
+# make bench: how fast it is beside what one would otherwise use.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
