@@ -84,6 +84,7 @@ def main() -> int:
     if not (root / "built").exists():
         specimen.build(root)
         (root / "built").touch()
+    tqdm.monitor_interval = 0  # no thread that holds a lock while a case forks
     done = set()
     if results.exists():
         done = {json.loads(line)["key"] for line in results.read_text().splitlines()}

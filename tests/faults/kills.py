@@ -35,6 +35,7 @@ from skillstack_helpers.pruning import admit, prune
 from skillstack_helpers.routers import load_router, save_router
 
 AT_ONCE = 3  # kills in the same folder before the work is left to end
+PATIENCE = 60.0  # seconds, of which a work takes one or two
 NOTEBOOKS = {  # with the parameters of a run of a minute or less
     "01_train_stack": {"tasks": "imdb,agnews,qqp"},
     "04_baselines": {
@@ -186,8 +187,15 @@ def tree(place: Path) -> dict[str, str]:
 
 
 def killed(work: Callable[[Path], object], place: Path, seconds: float | None) -> int:
-    """Do it in a child, killed after so many seconds; returns how it ended."""
-    child = os.fork()
+    """Do it in a child, killed after so many seconds; returns how it ended.
+
+    A child that is forked while another thread holds a lock waits for ever, which says nothing of
+    the work: left alone, it is killed after `PATIENCE` seconds, once more, and another one begins.
+    """
+    if seconds is None:
+        codes = (killed(work, place, PATIENCE) for _ in range(3))
+        return next((code for code in codes if code != -signal.SIGKILL), -signal.SIGKILL)
+    child, end = os.fork(), time.monotonic() + seconds
     if not child:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -196,9 +204,12 @@ def killed(work: Callable[[Path], object], place: Path, seconds: float | None) -
         except BaseException as error:
             print(type(error).__name__, error, file=sys.stderr, flush=True)
             os._exit(1)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(min(0.002, max(0, end - time.monotonic())))
+    os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

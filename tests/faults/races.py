@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from skillstack_helpers.lab.experiment import fit_router
 from skillstack_helpers.routers import load_router, save_router
 
 APPENDERS, READERS = 4, 8
+PATIENCE = 600  # seconds that a race may take
 
 
 def named(frame: Frame, name: str, parent: str) -> Frame:
@@ -34,6 +36,8 @@ def beside(works: dict[str, Callable[[], int]]) -> dict[str, tuple[int, str]]:
     for name, work in works.items():
         ends = os.pipe()
         if not (child := os.fork()):
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(PATIENCE)  # see `kills.killed`
             try:
                 said = f"{work()} "
             except BaseException as error:
@@ -51,7 +55,7 @@ def beside(works: dict[str, Callable[[], int]]) -> dict[str, tuple[int, str]]:
     return found
 
 
-def run(root: Path, rounds: int) -> list[tuple[str, str]]:
+def run(root: Path, rounds: int, again: bool = True) -> list[tuple[str, str]]:
     """So many appended frames by all appenders together, while all others read; a verdict for
     every round of everybody."""
     model, place = specimen.backbone(root), root / "raced"
@@ -100,7 +104,7 @@ def run(root: Path, rounds: int) -> list[tuple[str, str]]:
         return done
 
     def watches() -> int:
-        end = time.monotonic() + 600
+        end = time.monotonic() + PATIENCE / 2
         wanted = 4 + rounds // APPENDERS * APPENDERS
         while len(list((place / "frames").glob("[a-z]*"))) < wanted and time.monotonic() < end:
             time.sleep(0.05)
@@ -111,6 +115,8 @@ def run(root: Path, rounds: int) -> list[tuple[str, str]]:
     works = {f"appender {i}": appends(i) for i in range(APPENDERS)}
     works |= {f"reader {i}": reads(i) for i in range(READERS)}
     done = beside(works | {"router": replaces, "": watches})
+    if again and "died" in {wrong for _, wrong in done.values()}:
+        return run(root, rounds, again=False)
     verdicts = []
     for name, (n, wrong) in done.items():
         verdicts += [("whole", "")] * n
