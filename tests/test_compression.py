@@ -151,9 +151,9 @@ def a_list(manifest):
     [
         (circle, "no frame answers for the dropped"),
         (nobody, "no frame answers for the dropped 'yelp'"),
-        (no_parent, "dropped 'yelp' has no 'to' or 'parent'"),
+        (no_parent, "dropped 'yelp' has no 'parent'"),
         (parents_circle, "go in a circle"),
-        (a_list, "'dropped' and 'decisions' are not"),
+        (a_list, "'dropped' is \\[\\], not an object"),
     ],
 )
 def test_a_damaged_list_of_dropped_frames(stack, tmp_path, damage, message):

@@ -9,6 +9,7 @@ from conftest import ANSWERS, edit_json, save_tiny_model
 from skillstack_helpers import SkillStackError, compression, generation, training
 from skillstack_helpers.config import TrainingConfig
 from skillstack_helpers.files import digest
+from skillstack_helpers.frames import read_frame
 from skillstack_helpers.heads import PromptHead, instruction
 from skillstack_helpers.loading import load_backbone
 from skillstack_helpers.routers import HybridSVMRouter
@@ -276,5 +277,7 @@ def test_a_damaged_prompt_is_named(decoders, rows, tmp_path):
     path = tmp_path / "stack" / "frames" / "imdb" / "frame.json"
     assert json.loads(path.read_text())["prompt"].count("{text}") == 1
     edit_json(path, lambda fields: fields.update(prompt="no place"))
-    with pytest.raises(SkillStackError, match="frame.json: 'prompt' has no place for a text"):
+    with pytest.raises(SkillStackError, match="frame.json was changed"):
         SkillStack.from_pretrained(tmp_path / "stack", stack.backbone).verify()
+    with pytest.raises(SkillStackError, match="'prompt' is 'no place', not .* a text with one pla"):
+        read_frame(path.parent)

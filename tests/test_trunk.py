@@ -214,7 +214,7 @@ def test_saved_and_opened(backbone, model_dirs, stream, above, config, tmp_path)
     with pytest.raises(SkillStackError, match=r"first_adapted_layer is 1, stack.json has None"):
         other.predict(["good"], "imdb")
     edit_json(manifest, lambda fields: fields.update(first_adapted_layer="1"))
-    with pytest.raises(SkillStackError, match=r"stack.json: 'first_adapted_layer' is not the num"):
+    with pytest.raises(SkillStackError, match=r"stack.json: 'first_adapted_layer' is '1', not"):
         SkillStack.from_pretrained(tmp_path / "stack", backbone)
     before = digest(opened.grow(stream[1], above).weights().head["weight"].numpy())
     assert before == digest(stack.grow(stream[1], above).weights().head["weight"].numpy())

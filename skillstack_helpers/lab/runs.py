@@ -93,7 +93,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.facts["status"] == "finished"
+        return self.facts.get("status") == "finished"
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
