@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "results"))
 
 import corruption
 import disks
@@ -23,9 +24,10 @@ import pandas as pd
 import races
 import specimen
 from inputs import BAD
+from report.pages import markdown_table
 from tqdm import tqdm
 
-GOOD = ("named", "identical", "other (signed)", "whole", "one line")
+GOOD = ("named", "identical", "other (signed)", "whole", "leftover", "one line")
 TRIALS, KILLS, RACED = 8, 10, 120  # of each work; of each notebook; frames appended at once
 Todo = tuple[str, Callable[[], list[tuple[str, str]]]]
 
@@ -65,7 +67,7 @@ def table(results: Path) -> pd.DataFrame:
     counts = counts[order].sort_index()
     counts.insert(0, "cases", counts.sum(axis=1))
     total = counts.groupby("campaign").sum()
-    total.index = pd.MultiIndex.from_product([total.index, ["all"]])
+    total.index = pd.MultiIndex.from_product([total.index, ["(all)"]])
     return pd.concat([counts, total]).sort_index(kind="stable").rename_axis(["campaign", "what"])
 
 
@@ -96,7 +98,7 @@ def main() -> int:
             line = {"key": key, "verdicts": run(), "seconds": round(time.monotonic() - start, 2)}
             stream.write(json.dumps(line) + "\n")
             stream.flush()
-    shown = table(results).reset_index().to_markdown(index=False)
+    shown = markdown_table(table(results).reset_index().set_index("campaign"))
     print(shown)
     if options.write:
         page = options.write.read_text()

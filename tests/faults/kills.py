@@ -255,7 +255,7 @@ def trial(name: str, root: Path, seed: int, known={}) -> list[tuple[str, str]]: 
         odd = {n for n in tree(place).keys() | whole.keys() if tree(place).get(n) != whole.get(n)}
         verdicts[-1] = ("other bytes", ", ".join(sorted(odd)))
     elif list(place.rglob("*.tmp")):
-        verdicts[-1] = ("left behind", "")
+        verdicts[-1] = ("leftover", "")
     return verdicts
 
 
@@ -344,5 +344,5 @@ def notebook_trial(notebook: str, root: Path, kills: int, seed: int) -> list[tup
         odd = [n for n in sorted(ours.keys() | theirs.keys()) if ours.get(n) != theirs.get(n)]
         verdicts[-1] = ("other numbers", ", ".join(odd))
     elif [p for p in output.rglob("*.tmp")]:
-        verdicts[-1] = ("left behind", "")
+        verdicts[-1] = ("leftover", "")
     return verdicts

@@ -49,7 +49,7 @@ def test_every_other_answer_would_be_seen(root, monkeypatch):
 def test_killed_nothing_is_lost(root, seed):
     for name in kills.works(root):
         for verdict, why in kills.trial(name, root, seed):
-            assert verdict == "whole", (name, verdict, why)
+            assert verdict in ("whole", "leftover"), (name, verdict, why)
 
 
 @pytest.mark.parametrize("kind", disks.ERRORS)
