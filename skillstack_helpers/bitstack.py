@@ -45,7 +45,7 @@ from .errors import (
     first_line,
     shown,
 )
-from .files import NO_SEAL, explain, metadata, read_bytes, sealed, sweep, write_atomic
+from .files import NO_SEAL, metadata, read_bytes, sealed, write_or_say
 
 # Names left out by default: the published four, and other names of heads.
 EXCLUDED = (
@@ -451,11 +451,7 @@ class BitStack:
         facts = {"sparsity": self.sparsity, "exclude": exclude, "tasks": self.tasks}
         facts = json.dumps({"seal": NO_SEAL, **facts, "shapes": self._shapes()})
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        try:
-            sweep(path.parent)
-            write_atomic(path, sealed(safetensors.torch.save(tensors, {"bitstack": facts})))
-        except OSError as error:
-            raise SkillStackError(f"cannot write {path}: {explain(error)}") from None
+        write_or_say(path, sealed(safetensors.torch.save(tensors, {"bitstack": facts})))
         return path
 
     @classmethod

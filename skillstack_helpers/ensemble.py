@@ -19,7 +19,7 @@ from .errors import (
     checked_path,
     shown,
 )
-from .files import explain, read_json, sealed_json, sweep, write_atomic
+from .files import read_json, sealed_json, write_or_say
 
 SHARES = ("own", "family", "half", "learned")
 _FLOOR = 0.01  # a frame whose share of an answer is smaller is not asked
@@ -177,11 +177,7 @@ class Mixture:
         facts = {"label_names": self.label_names, "shares": self.shares}
         facts |= {"weights": self.weights.tolist(), "temperatures": self.temperatures.tolist()}
         path = checked_path(path, "path")
-        try:
-            sweep(path.parent)
-            write_atomic(path, sealed_json(facts))
-        except OSError as error:
-            raise SkillStackError(f"cannot write {path}: {explain(error)}") from None
+        write_or_say(path, sealed_json(facts))
 
     @classmethod
     def load(cls, path: str | Path) -> Mixture:

@@ -87,8 +87,8 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):
-        return True
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        pass
     return True
 
 
@@ -105,6 +105,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def write_or_say(path: Path, content: str | bytes) -> None:
+    """`sweep` the folder and `write_atomic`, with one line that names the file where the disk
+    refuses."""
+    try:
+        sweep(path.parent)
+        write_atomic(path, content)
+    except OSError as error:
+        raise SkillStackError(f"cannot write {path}: {explain(error)}") from None
 
 
 @contextlib.contextmanager
@@ -280,7 +290,6 @@ class Rule(NamedTuple):
 
 TEXT = Rule("a string", lambda value: isinstance(value, str))
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
-LIST = Rule("a list", lambda value: isinstance(value, list))
 SHA256 = Rule("a SHA-256", lambda v: isinstance(v, str) and bool(re.fullmatch("[0-9a-f]{64}", v)))
 
 

@@ -655,8 +655,9 @@ class SkillStack:
             raise SkillStackError(
                 f"{folder}: another process has dropped or removed frames: open the stack again"
             )
-        foreign = [e for e in there if names is not None and e["name"] not in names]
-        if taken := [entry["name"] for entry in foreign if entry["name"] in self._new(mine)]:
+        foreign = [] if names is None else [e for e in there if e["name"] not in names]
+        new = {*ours} - mine.keys()
+        if taken := [entry["name"] for entry in foreign if entry["name"] in new]:
             raise SkillStackError(
                 f"{folder}: another process has saved a frame {taken[0]!r}: grow it with name="
             )
@@ -671,10 +672,6 @@ class SkillStack:
             first = manifest.get("first_adapted_layer")
             _list(folder, foreign, listed, self.dropped, first)
             self.frames[: len(known)] = listed.values()
-
-    def _new(self, mine: Mapping[str, str]) -> set[str]:
-        """Names of frames that are not on disk there."""
-        return {frame.name for frame in self.frames} - mine.keys()
 
     def _write_manifest(self, folder: Path, frames: Sequence[Frame]) -> None:
         listed = [{"name": frame.name, "sha256": frame.listed} for frame in frames]

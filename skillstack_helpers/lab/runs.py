@@ -42,7 +42,7 @@ from ..files import (
     sweep,
     sync,
     versions,
-    write_atomic,
+    write_or_say,
 )
 from ..progress import progress
 from ..tasks import TASKS, TaskData
@@ -252,10 +252,7 @@ class Run:
         self._write("run.json", sealed_json(self.facts))
 
     def _write(self, name: str, content: str | bytes) -> None:
-        try:
-            write_atomic(self.folder / name, content)
-        except OSError as error:
-            raise SkillStackError(f"cannot write {self.folder / name}: {explain(error)}") from None
+        write_or_say(self.folder / name, content)
 
 
 def open_run(

@@ -24,6 +24,7 @@ import peft  # noqa: F401  (once, not in every child)
 import psutil
 import safetensors.numpy
 import specimen
+from corruption import facts_of
 
 from skillstack_helpers import BitStack, SkillStack
 from skillstack_helpers.answers import Answers
@@ -117,10 +118,8 @@ def works(root: Path) -> dict[str, Work]:
     def as_two_files(place: Path) -> None:
         save_router(router, place)
         path = place / "router.safetensors"
-        content = path.read_bytes()
-        head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        fields = json.loads(head["router"])
-        arrays = safetensors.numpy.save(safetensors.numpy.load(content))
+        fields = facts_of(path)
+        arrays = safetensors.numpy.save(safetensors.numpy.load(path.read_bytes()))
         fields |= {"sha256": hashlib.sha256(arrays).hexdigest()}
         fields.pop("seal")
         (place / "arrays.safetensors").write_bytes(arrays)
