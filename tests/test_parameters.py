@@ -6,7 +6,7 @@ from conftest import ROOT
 
 from skillstack_helpers import SkillStackError
 from skillstack_helpers.lab import parameters
-from skillstack_helpers.lab.parameters import RunConfig
+from skillstack_helpers.lab.parameters import RunConfig, own
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ from skillstack_helpers.lab.parameters import RunConfig
         ("methods", "", "unknown method ''"),
         ("ewc_strength", -1.0, "ewc_strength must not be negative, got -1.0"),
         ("olora_strength", "strong", "olora_strength must be a number or None"),
+        ("tuned_on", "clinc", "unknown tuned_on 'clinc' (did you mean 'clinc10'?)"),
         ("buffer_size", 0, "buffer_size must be at least 1, got 0"),
     ],
 )
@@ -109,7 +110,7 @@ def test_the_identity_holds_what_differs_from_the_defaults():
     assert RunConfig(**places).identity() == {}
     assert RunConfig(tasks="b, a").identity() == {"tasks": "b,a"}
     of_methods = {"ewc_strength", "olora_strength", "buffer_size", "n_held_back", "max_loss_pp"}
-    of_methods |= {"ewc_online_strength", "joint_wide_lr"}
+    of_methods |= {"ewc_online_strength", "joint_wide_lr", "tuned_on"}
     known = {"tasks", *changed, *places, *of_methods}
     assert known == {f.name for f in dataclasses.fields(RunConfig)}
 
@@ -120,6 +121,15 @@ def test_a_methods_own_parameters_are_no_part_of_other_runs():
     assert strong.identity("ewc") == {"ewc_strength": 5.0}
     assert strong.identity("ewc_replay") == {"ewc_strength": 5.0, "buffer_size": 9}
     assert strong.identity("compression") == {"max_loss_pp": 2.0}
+    elsewhere = RunConfig(tuned_on="clinc10")
+    assert elsewhere.identity("frames") == elsewhere.identity("replay") == {}
+    assert elsewhere.identity("ewc") == elsewhere.identity("search_ewc") == {"tuned_on": "clinc10"}
+
+
+def test_what_only_a_method_reads_is_said_in_words():
+    config = vars(RunConfig(ewc_strength=5.0, tuned_on="clinc10"))
+    assert own(config, "ewc") == "tuned_on clinc10, ewc_strength 5.0" and own(config, "joint") == ""
+    assert own({}, "ewc") == "" and own({"ewc_strength": 5.0}, "ewc") == "ewc_strength 5.0"
 
 
 def test_names_are_those_of_the_classes():

@@ -287,6 +287,25 @@ def test_runs_are_found_by_what_they_are(settings, tmp_path):
     assert runs.load_runs(tmp_path / "nowhere").empty
 
 
+def test_of_several_values_of_a_methods_own_parameter_one_is_shown(settings):
+    def measured(method, seed=42, **own):
+        run = open_run(dataclasses.replace(settings, seed=seed, **own), method=method)
+        run.record("acc", own.get("ewc_strength", 0.0))
+        run.finish()
+        return run
+
+    for strength in (1.0, 2.0):
+        measured("ewc", ewc_strength=strength)
+    measured("ewc", seed=1, ewc_strength=1.0)  # the only one of its seed
+    measured("ewc", seed=2, ewc_strength=4.0, tuned_on="clinc10")
+    frames = measured("frames", ewc_strength=2.0)
+    assert sorted(frames.alike()["value"]) == [1.0, 2.0, 2.0]  # the frames', and EWC's of two seeds
+    assert sorted(measured("joint").alike()["value"]) == [0.0, 1.0, 2.0]  # which EWC of 42 is open
+    elsewhere = measured("ewc", ewc_strength=5.0, tuned_on="clinc10")
+    assert sorted(elsewhere.alike()["value"]) == [0.0, 2.0, 4.0, 5.0]
+    assert sorted(frames.alike()["value"]) == [0.0, 1.0, 2.0, 2.0]
+
+
 def test_budgets_fill_in_the_defaults():
     words = runs.budget({"n_train": 3, "notebook": "x"})
     assert words == runs.budget(vars(RunConfig(n_train=3, seed=9)))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from skillstack_helpers.errors import SkillStackError
 from skillstack_helpers.lab.display import Drawn
-from skillstack_helpers.lab.runs import Run, load_published, placed, read_run
+from skillstack_helpers.lab.runs import Run, load_published, placed, read_run, tuned_on
 from skillstack_helpers.metrics import bootstrap_interval, seed_range
 
 SHOWN_AS = {"fraction": 100, "bytes": 1e-6, "count": 1e-6}  # percent or points, MB, millions
@@ -34,6 +34,7 @@ class Table(NamedTuple):
     first: float | str | None = None  # first_adapted_layer
     router: str = ""  # of the runs, where several were used
     methods: Sequence[str] = ()  # of the runs, where not all are shown
+    tuned: str = ""  # ANY: runs with what was searched on another stream, too
 
 
 class Figure(NamedTuple):
@@ -59,6 +60,8 @@ def runs_of(entry: Table | Figure, runs: pd.DataFrame) -> pd.DataFrame:
         recipe &= budget.endswith(f"first_adapted_layer {entry.first}")
     if entry.router:
         recipe &= budget.startswith(f"router {entry.router},")
+    if getattr(entry, "tuned", "") != ANY:
+        recipe &= tuned_on(found["own"]).eq("")
     if getattr(entry, "methods", ()):
         recipe &= found["method"].isin(entry.methods)
     found = found[recipe]

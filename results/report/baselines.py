@@ -13,6 +13,7 @@ from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name, style
 from skillstack_helpers.lab.parameters import METHODS, VALIDATION_ROWS
 from skillstack_helpers.lab.runs import Run, read_run
+from skillstack_helpers.tasks import PRESETS
 
 from .base import (
     ANY,
@@ -347,7 +348,8 @@ def search(run: Run) -> Drawn:
     others = alike.loc[mine & alike["run_id"].ne(run.id), "run_id"].unique()
     tables = [read_run(run.folder.parent / other).read("search.csv") for other in others]
     table = pd.concat([run.read("search.csv"), *tables], ignore_index=True)
-    n = len(run.config.task_names) * min(VALIDATION_ROWS, run.config.n_router)
+    on = run.config.tuned_on or run.config.preset
+    n = len(PRESETS.get(on, run.config.task_names)) * min(VALIDATION_ROWS, run.config.n_router)
     searched = list(table["method"].unique())
     axes = plotting.panels(1, len(searched), plotting.WIDEST, 3.8, sharey=True)
     moments = {"final": "at the end of the stream", "learned": "right after its task"}
@@ -373,7 +375,7 @@ def search(run: Run) -> Drawn:
         sentence += f"({100 * best['final']:.1f} % at the end of the stream"
         sentences.append(sentence + (", at the edge of what was searched)." if edge else ")."))
     axes[-1].set_ylabel(axes[-1].get_ylabel() if len(axes) == 1 else "")
-    title = f"Searched on {run.config.preset} with a quarter of the training rows, judged on {n} "
+    title = f"Searched on {on} with a quarter of the training rows, judged on {n} "
     figure = plotting.over_all(axes, f"{title}routing rows")
     plotting.legend_below(axes)
     alt = "A panel for each method: accuracy right after each task and at the end of the stream "

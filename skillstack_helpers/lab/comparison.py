@@ -23,17 +23,10 @@ from ..stack import SkillStack
 from ..tasks import TaskData
 from .experiment import load_stream
 from .names import name
-from .parameters import METHODS, VALIDATION_ROWS, RunConfig
+from .parameters import METHODS, SEARCHED, VALIDATION_ROWS, RunConfig
 from .predictions import Predictions, kept
 from .runs import Run
 
-# What is searched, and which methods then have it: the strength of a penalty, a learning rate.
-SEARCHED = {
-    "ewc": ("ewc", "ewc_replay"),
-    "ewc_online": ("ewc_online",),
-    "olora": ("olora",),
-    "joint_wide": ("joint_wide",),
-}
 COVERAGE = 0.9  # that label sets are made for
 
 # ---------------------------------------------------------------------- which methods
@@ -69,8 +62,11 @@ def given(methods: Iterable[str], config: RunConfig) -> dict[str, float | None]:
 
 
 def validation_stream(config: RunConfig) -> list[TaskData]:
-    """The stream with a quarter of the training rows, judged on routing rows."""
+    """The stream with a quarter of the training rows, judged on routing rows; or another one, if
+    that is what the methods are to be tuned on."""
     few = dataclasses.replace(config, train_on_router=False)
+    if config.tuned_on:
+        few = dataclasses.replace(few, preset=config.tuned_on, tasks=None)
     few = load_stream(few, n_train=max(1, config.n_train // 4))
     return [dataclasses.replace(data, eval=data.router.head(VALIDATION_ROWS)) for data in few]
 

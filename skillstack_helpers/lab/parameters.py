@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from ..config import MOST_ROWS, TrainingConfig, checked_device
@@ -48,8 +50,16 @@ METHODS = (  # of notebook 04, in the order they are run
     "ewc_replay",
     "generative_replay",
 )
+# What is searched, and which methods then have it: the strength of a penalty, a learning rate.
+SEARCHED = {
+    "ewc": ("ewc", "ewc_replay"),
+    "ewc_online": ("ewc_online",),
+    "olora": ("olora",),
+    "joint_wide": ("joint_wide",),
+}
 # Parameters that only some methods read, and which: runs of other methods do not depend on them.
 _OF_METHODS = {
+    "tuned_on": (*(f"search_{what}" for what in SEARCHED), *chain(*SEARCHED.values())),
     "ewc_strength": ("ewc", "ewc_replay"),
     "ewc_online_strength": ("ewc_online",),
     "joint_wide_lr": ("joint_wide",),
@@ -127,6 +137,7 @@ class RunConfig(TrainingConfig):
     joint_wide_lr: float | None = (
         None  # of joint training at rank 64; None: searched on routing rows
     )
+    tuned_on: str | None = None  # preset that what is searched is searched on; None: this stream
     train_on_router: bool = False  # routing rows, with their labels, are training rows too
     buffer_size: int = 200  # rows that replay may keep
     n_held_back: int = 512  # rows per task that only the rule of pruning.py sees
@@ -151,6 +162,7 @@ class RunConfig(TrainingConfig):
             ("source", ("auto", *SOURCES)),
             ("dtype", ("auto", "float32", "bfloat16", "float16")),
             ("quantize", ("nf4",)),
+            ("tuned_on", PRESETS),
         ):
             if getattr(self, field) is not None:
                 checked_name(getattr(self, field), known, field)
@@ -254,6 +266,15 @@ class RunConfig(TrainingConfig):
         fields = [f for f in dataclasses.fields(self) if f.name not in left_out]
         values = {f.name: getattr(self, f.name) for f in fields}
         return {f.name: values[f.name] for f in fields if values[f.name] != f.default}
+
+
+def own(config: Mapping, method: str) -> str:
+    """Of a run's parameters those that only some methods read, in words, where they are given:
+    ``tuned_on clinc10, ewc_strength 10000.0``."""
+    names = [name for name, users in _OF_METHODS.items() if method in users]
+    defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+    given = {name: config.get(name, defaults[name]) for name in names}
+    return ", ".join(f"{k} {v}" for k, v in given.items() if v != defaults[k])
 
 
 def _assigned(cells: list[str] | None, fields: set[str]) -> list[str] | None:

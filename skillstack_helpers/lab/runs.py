@@ -47,7 +47,7 @@ from ..files import (
 from ..progress import progress
 from ..tasks import TASKS, TaskData
 from .display import Drawn, png, show_picture, show_sentences
-from .parameters import RunConfig, placed, repo_root
+from .parameters import RunConfig, own, placed, repo_root
 
 if TYPE_CHECKING:  # figures are drawn from runs without torch
     from ..backbones import Backbone
@@ -221,13 +221,18 @@ class Run:
     def alike(self) -> pd.DataFrame:
         """The metrics of all finished runs of this notebook on the same preset, model and budget,
         whatever seed and method; with rows from the same source, and of this method and seed this
-        run alone."""
+        run alone. Of a method with parameters of its own, of several runs of a seed the one with
+        this run's; none that was tuned on another stream."""
         same = {"preset": self.config.preset, "model": self.model}
         same |= {"notebook": self.config.notebook, "budget": budget(vars(self.config))}
         same |= {"tasks": ", ".join(self.facts["data"]), "source": _source(self.facts["data"])}
         found = load_runs(self.config.output_dir, **same)
+        mine = found["method"].map(lambda method: own(vars(self.config), method))
+        found = found[tuned_on(found["own"]).eq(tuned_on(mine))]
         twin = found["method"].eq(self.method) & found["seed"].eq(self.config.seed)
-        return found[~twin | found["run_id"].eq(self.id)]
+        found = found[~twin | found["run_id"].eq(self.id)]
+        several = found.groupby(["method", "seed"])["run_id"].transform("nunique").gt(1)
+        return found[~several | found["own"].eq(mine[found.index])]
 
     def read_alike(self, name: str, index_col: int | None = None) -> list[tuple[int, pd.DataFrame]]:
         """The table of that name of every run that is alike and of this method, with the seed."""
@@ -423,14 +428,16 @@ def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame
     """The metrics of all finished runs below a folder, one table; where: values of its columns.
 
     Columns: those of metrics.csv, notebook, budget (what was spent on training and rows, see
-    `budget`; only runs of one model and budget may be averaged), source of the rows, and tasks.
+    `budget`; only runs of one model and budget may be averaged), source of the rows, tasks, and
+    the method's own parameters (see `parameters.own`).
     """
-    tables = [pd.DataFrame(columns=[*COLUMNS, "notebook", "budget", "source", "tasks"])]
+    tables = [pd.DataFrame(columns=[*COLUMNS, "notebook", "budget", "source", "tasks", "own"])]
     for path in sorted(placed(folder).glob("*/run.json")):
         facts = read_facts(path.parent)
         more = {"notebook": facts["config"].get("notebook", "")}
         more |= {"budget": budget(facts["config"]), "source": _source(facts.get("data", {}))}
         more |= {"tasks": ", ".join(facts.get("data", {}))}
+        more |= {"own": own(facts["config"], facts.get("method", ""))}
         # run.json tells most runs that are not meant, without reading their metrics.
         known = more | {"preset": facts["config"].get("preset")}
         meant = all(known[column] == where[column] for column in known.keys() & where.keys())
@@ -438,6 +445,11 @@ def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame
             tables.append(read_metrics(path.parent / "metrics.csv", facts).assign(**more))
     table = pd.concat(tables[1:] or tables, ignore_index=True)
     return table[(table[list(where)] == list(where.values())).all(axis=1)] if where else table
+
+
+def tuned_on(parameters: pd.Series) -> pd.Series:
+    """The stream that runs with these own parameters were tuned on, "" for their own."""
+    return parameters.str.extract(r"^tuned_on (\w+)", expand=False).fillna("")
 
 
 def budget(config: Mapping) -> str:
