@@ -179,6 +179,36 @@ def test_methods_on_few_of_the_seeds_are_left_out():
     assert list(table.loc["measured here"].index) == ["frames", "ewc"]
 
 
+def three_models():
+    """On `minilm` the stack is 10 points ahead of EWC, on `mpnet` 20, and of a third nobody knows
+    the size."""
+    models = {"mpnet": 0.4, "minilm": 0.5, "somebody/else": 0.1}
+    parts = [two_methods(0.6, other).assign(model=model) for model, other in models.items()]
+    parts.append(two_methods(0.6, 0.3, "sequential").assign(model="minilm"))
+    parts = [part.assign(run_id=part["run_id"] + part["model"]) for part in parts]
+    more = {"notebook": "04_baselines", "budget": "b", "tasks": "imdb, agnews", "own": ""}
+    return pd.concat(parts).drop_duplicates().assign(**more)
+
+
+def test_growth_is_told_of_models_whose_size_is_known_the_smallest_first():
+    table = baselines.growth_table(three_models())
+    assert list(table.index) == ["minilm", "mpnet"]
+    assert list(table["mixed − EWC (pp)"]) == ["+10.0 [+10.0, +10.0]", "+20.0 [+20.0, +20.0]"]
+    assert list(table["latest adapter forgets (pp)"]) == ["+30.0 [+30.0, +30.0]", ""]
+    assert list(table["seeds"]) == ["1, 2, 3, 4"] * 2
+
+
+def test_what_was_tuned_here_and_there_is_compared_on_the_seeds_that_have_both():
+    here = two_methods(0.6, 0.5).assign(own="")
+    there = two_methods(0.6, 0.4, seeds=(1, 2)).query("method == 'ewc'")
+    there = there.assign(own="tuned_on clinc10, ewc_strength 9.0", run_id=there["run_id"] + "t")
+    table = baselines.tuned_table(pd.concat([here, there]))
+    assert list(table.index) == [("two_task", "two_task"), ("two_task", "clinc10")]
+    assert list(table["mixed (%)"]) == ["50.0 ± 0.0", "40.0 ± 0.0"]
+    assert list(table["mixed − mixed stack (pp)"]) == ["-10.0", "-20.0"]  # four pairs: no interval
+    assert list(table["seeds"]) == ["1, 2"] * 2
+
+
 def test_coverage_is_of_methods_that_were_calibrated():
     rows = [
         method_rows("frames", {("acc", "", ""): 0.8, ("coverage", "", ""): 0.91}, seed)
@@ -370,6 +400,20 @@ def test_the_cost_figure_adds_the_router_to_all_that_need_it():
     assert "least: latest adapter (1.0 MB); most: TF-IDF, all labels (9.0 MB)" in drawn.answer
     sums = {t.get_text() for t in drawn.figure.texts}
     assert sums == {"4.0 + 6.0", "1.0 + 6.0", "9.0"}
+
+
+def test_the_growth_figure_names_models_and_seeds(monkeypatch):
+    found = three_models()
+    monkeypatch.setattr(baselines, "load_runs", lambda _, **where: found)
+    drawn = baselines.growth(run_of(found[found["model"].eq("minilm")]))
+    assert drawn.answer == (
+        "The latest adapter forgets, in points: +30.0 on minilm. Mixed stack minus EWC: "
+        "+10.0 on minilm and +20.0 on mpnet. Mixed stack minus joint training: none."
+    )
+    assert drawn.models == ("minilm", "mpnet") and drawn.seeds == [1, 2, 3, 4]
+    left, right = drawn.figure.axes
+    assert [text.get_text() for text in left.texts] == ["minilm"]
+    assert list(right.lines[0].get_xdata()) == [22.7, 109.5]
 
 
 # ------------------------------------------------------------------ from the committed runs

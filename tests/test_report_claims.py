@@ -49,6 +49,9 @@ def test_gaps_are_paired_by_seed_and_task():
     found = gap(ROWS, ({"method": "x"}, {"method": "y"}))
     assert found.to_dict() == pytest.approx({(1, "p", "a"): 10.0, (1, "p", "b"): -20.0})
     assert gap(ROWS, ({"method": "z"}, None)).to_dict() == {(2, "p", ""): 30.0}
+    streams = pd.concat([ROWS, ROWS.assign(preset="q", value=ROWS["value"] / 2)])
+    apart = gap(streams, ({"method": "y", "preset": "p"}, {"method": "y", "preset": "q"}))
+    assert apart.to_dict() == pytest.approx({(1, "", "a"): 20.0, (1, "", "b"): 45.0})
     with pytest.raises(SkillStackError, match="two numbers for one seed and task"):
         gap(pd.concat([ROWS, ROWS]), ({"method": "x"}, None))
 

@@ -10,9 +10,10 @@ import pandas as pd
 
 from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn, listed
-from skillstack_helpers.lab.names import name, style
+from skillstack_helpers.lab.names import SIZES, name, style
 from skillstack_helpers.lab.parameters import METHODS, VALIDATION_ROWS
-from skillstack_helpers.lab.runs import Run, read_run
+from skillstack_helpers.lab.runs import Run, load_runs, read_run, tuned_on
+from skillstack_helpers.metrics import bootstrap_interval
 from skillstack_helpers.tasks import PRESETS
 
 from .base import (
@@ -48,6 +49,8 @@ _KEPT = {  # what must be kept of the rows, beside weights, to learn the next ta
     "routing texts, sums": ("lda",),
     "sums": ("lda_union",),
 }
+_FORGETS = "latest adapter forgets (pp)"
+_AHEAD = {method: f"mixed − {name(method)} (pp)" for method in ("ewc", "joint")}
 _OF_FRAMES = ("frames", "second_look", "merged", "distilled")
 DASHES = ["-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 4))]
 
@@ -140,6 +143,52 @@ def ablation_table(metrics: pd.DataFrame) -> pd.DataFrame:
     seeds = ours.groupby(["stack", "method"])["seed"].unique()
     table["seeds"] = [", ".join(map(str, sorted(seeds[line]))) for line in table.index]
     return table
+
+
+def growth_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """What is forgotten, and how far the stack is ahead, on one backbone after another: mean
+    [95 % bootstrap interval] over seeds and tasks, paired. Index: model, the smallest first."""
+    found = _grown(metrics)
+    lines = []
+    for model, one in found.groupby("model", sort=False):
+        seeds = sorted(metrics.loc[metrics["model"].eq(model), "seed"].unique())
+        cells = {what: bootstrapped(cell) for what, cell in one.groupby("what", sort=False)}
+        lines.append({"model": model, "parameters (millions)": f"{SIZES[model]:.0f}"} | cells)
+        lines[-1]["seeds"] = ", ".join(map(str, seeds))
+    return pd.DataFrame(lines).set_index("model").fillna("")
+
+
+def _grown(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Differences in points, one a model, seed and task, by what they are of (`what`), of models
+    whose size is known, the smallest first."""
+    pairs = {_FORGETS: ("sequential", "final")} | {_AHEAD[m]: (m, "mixed") for m in _AHEAD}
+    pairs |= {f"routed − {name(method)} (pp)": (method, "routed") for method in _AHEAD}
+    parts = []
+    for model in sorted(set(metrics["model"]) & set(SIZES), key=SIZES.get):
+        apart = _paired(_ours(metrics[metrics["model"].eq(model)]))
+        for what, (method, metric) in pairs.items():
+            cells = apart[apart["method"].eq(method) & apart["metric"].eq(f"{metric}, paired")]
+            parts.append(cells.assign(what=what, value=-100 * cells["value"]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def tuned_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Methods with something to search, tuned on the stream they are judged on and on another one:
+    mean ± standard deviation over the seeds that both have, and the paired difference from the
+    stack, mean [95 % bootstrap interval]. Index: stream, tuned on."""
+    tables, columns = [], {"value": ("searched", partial(mean, form="{:g}"))}
+    columns |= {name(m): {"metric": m, "eval_task": ""} for m in ("acc", "routed", "mixed")}
+    columns |= {name("bwt"): "bwt", "mixed − mixed stack (pp)": ("mixed, paired", bootstrapped)}
+    for stream, ours in metrics.groupby("preset", sort=False):
+        ours = ours.assign(who=tuned_on(ours["own"]).replace("", stream))
+        both = ours[ours["method"].eq("ewc")].groupby("seed")["who"].nunique()
+        ours = ours[ours["seed"].isin(both.index[both.gt(1)])]
+        pairs = _paired(ours)
+        ewc = pd.concat([part[part["method"].eq("ewc")] for part in (ours, pairs)])
+        table = summary(ewc, ["preset", "who"], columns, spread)
+        table["seeds"] = ", ".join(map(str, sorted(ewc["seed"].unique())))
+        tables.append(table)
+    return pd.concat(tables).rename_axis(["stream", "tuned on"])
 
 
 def coverage_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -474,6 +523,56 @@ def cost(run: Run) -> Drawn:
     )
     look += "Joint training needs all rows again for every new task; they are not counted."
     return Drawn(ax, answer, alt, look, seeds_of(found))
+
+
+def growth(run: Run) -> Drawn:
+    """What is forgotten, and how far the stack is ahead, against the size of the backbone: of all
+    models on which the same was run, and what was published of forgetting."""
+    mine = run.alike()
+    like = {column: mine[column].iloc[0] for column in ("notebook", "preset", "budget", "tasks")}
+    found = load_runs(run.config.output_dir, **like)
+    grown = _grown(found[tuned_on(found["own"]).eq("")])
+    axes = plotting.panels(1, 2, plotting.WIDEST, 4.2)
+    titles = ("What the latest adapter forgets", "How far the mixed stack is ahead")
+    shown = {_FORGETS: (0, "sequential"), _AHEAD["ewc"]: (1, "ewc"), _AHEAD["joint"]: (1, "joint")}
+    sentences = {}
+    for what, (panel, method) in shown.items():
+        one, ax = style(name(method)) | {"linestyle": "none"}, axes[panel]
+        cells = grown[grown["what"].eq(what)].groupby("model", sort=False)["value"]
+        mean = cells.mean()
+        at = [SIZES[model] * (1.06 if method == "joint" else 1) for model in mean.index]
+        ends = np.array([bootstrap_interval(values) for _, values in cells]).reshape(-1, 2)
+        ax.vlines(at, *ends.T, color=one["color"], lw=1.6)
+        ax.plot(at, mean, markersize=7, **one, **plotting.EDGE)
+        for model, value in mean.items() if method == "sequential" else ():
+            where = {"xytext": (6, 4), "textcoords": "offset points", "size": plotting.SMALL}
+            ax.annotate(model, (SIZES[model], value), **where)
+        sentences[what] = listed(f"{value:+.1f} on {model}" for model, value in mean.items())
+    theirs = published(f"{run.config.preset}_table")
+    theirs = theirs[theirs["metric"].eq("latest_drop")]
+    at = [SIZES[f"meta-llama/{model}-Instruct"] for model in theirs["model"]]
+    how = style("published") | {"linestyle": "none", "markersize": 7, "label": "published"}
+    axes[0].plot(at, theirs["value"].astype(float), **how, **plotting.EDGE)
+    for ax, title in zip(axes, titles, strict=True):
+        ax.axhline(0, color="grey", lw=1, ls=":")
+        ax.set(xscale="log", xlabel="parameters of the backbone (millions)")
+        ticks = (30, 100, 300, 1000, 3000)
+        ax.set_xticks(ticks, ticks)
+        ax.minorticks_off()
+        ax.set_xlim(15, 5000)
+        plotting.headed(ax, title, 2)
+    axes[0].set_ylabel("percentage points")
+    answer = f"The latest adapter forgets, in points: {sentences[_FORGETS]}."
+    for method, what in _AHEAD.items():
+        answer += f" Mixed stack minus {name(method)}: {sentences[what]}."
+    alt = "Two panels over the number of parameters: what the latest adapter forgets, beside "
+    alt += "published runs, and the mixed stack's lead over EWC and joint training."
+    look = (
+        "Bars: 95 % bootstrap interval over seeds and tasks. Published: Llama-3.2, one run each, "
+    )
+    look += "with adapters on all layers."
+    models = tuple(grown["model"].unique())
+    return Drawn(axes[0].figure, answer, alt, look, seeds_of(mine), models)
 
 
 def _drawn(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:

@@ -23,6 +23,7 @@ class Drawn(NamedTuple):
     alt: str  # what is in the picture, for those who do not see it
     look: str  # what to look at
     seeds: Sequence[int] = ()  # that it is over; none: of one run
+    models: Sequence[str] = ()  # the same; none: the run's
 
 
 def png(drawn) -> bytes:

@@ -78,6 +78,16 @@ NAMES = {
     "trap_rate": "frame of the keywords picked (%)",
 }
 
+# Millions of parameters, as the models' cards say (those inside packages are counted by a test).
+SIZES = {
+    "minilm": 22.7,
+    "mpnet": 109.5,
+    "smollm2-135m": 134.5,
+    "gemma3-270m": 268.1,
+    "meta-llama/Llama-3.2-1B-Instruct": 1235.8,
+    "meta-llama/Llama-3.2-3B-Instruct": 3212.7,
+}
+
 # Okabe and Ito's colours and two more, told apart with any colour vision (tests/test_gallery.py).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, YELLOW, BLACK = "#CC79A7", "#56B4E9", "#F0E442", "#000000"

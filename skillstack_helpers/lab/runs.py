@@ -206,7 +206,8 @@ class Run:
         """What to look at in a figure of this run, and what it was measured on."""
         config, (device, _, _) = self.config, self.facts["device"].partition(":")
         seeds = sorted(drawn.seeds or [config.seed])
-        facts = [config.preset, self.model, f"seed{'s' * (len(seeds) > 1)} "]
+        models = ", ".join(drawn.models or [self.model])
+        facts = [config.preset, models, f"seed{'s' * (len(seeds) > 1)} "]
         facts[-1] += ", ".join(map(str, seeds))
         rows = f"{config.n_train} training and {config.n_eval} evaluation rows per class"
         facts += [rows, f"{device}, {self.facts['backbone']['dtype']}"]
