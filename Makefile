@@ -55,9 +55,9 @@ lint: .venv/.installed
 	$(BIN)/lint-imports
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
-# Files side by side, each on one thread, in the order of tests/conftest.py.
+# Files side by side (of some, tests), each on one thread, in the order of tests/conftest.py.
 test: lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 # Corrupted files, kill -9, races, refusing disks and bad input; goes on where it was stopped.
 faults: .venv/.installed

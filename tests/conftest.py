@@ -71,11 +71,16 @@ LONG = [
     "test_models.py",
     "test_compression.py",
 ]
+APART = LONG[:2]  # whose tests share no fixture but the session's: each to the core that is free
 
 
 def pytest_collection_modifyitems(items):
     order = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+    for item in items:
+        apart = item.path.name in APART and "suite" not in item.fixturenames
+        group = item.nodeid if apart else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
