@@ -216,8 +216,8 @@ def checked_has(value, what: str, *names: str):
     return value
 
 
-def checked_router(router, *needs: str):
-    """A fitted router, or an error."""
+def checked_router(router, *needs: str, unfitted: type[SkillStackError] = SkillStackError):
+    """A fitted router, or an error; unfitted: the error to raise before its first `fit`."""
     if hasattr(router, "fit") and not hasattr(router, "classes_"):
-        raise SkillStackError(f"router: this {type(router).__name__} is not fitted yet: call fit")
+        raise unfitted(f"this {type(router).__name__} is not fitted yet: call fit first")
     return checked_has(router, "router must be a fitted router", *needs)

@@ -247,10 +247,11 @@ def digest(array) -> str:
     return hashlib.sha256(header + array.tobytes()).hexdigest()
 
 
-def read_json(path: Path, keys: Sequence[str] = (), sha256: str | None = None) -> dict:
+def read_json(path: Path, keys: Sequence[str] = (), content: bytes | None = None) -> dict:
     """A JSON object that has these keys, without its seal; an error that names the file where it
-    is anything else, or where seal or digest do not fit, which is seen before it is parsed."""
-    content = read_bytes(path, sha256, LONGEST_JSON)
+    is anything else, or where the seal does not fit, which is seen before it is parsed. content:
+    the file's, where it was read already."""
+    content = read_bytes(path, most=LONGEST_JSON) if content is None else content
     check_seal(path, BytesIO(content))
     try:
         fields = json.loads(content)

@@ -30,6 +30,7 @@ from torch import Tensor
 from .backbones import Backbone
 from .errors import SkillStackError
 from .files import (
+    LONGEST_JSON,
     OBJECT,
     SHA256,
     TEXT,
@@ -338,10 +339,10 @@ def _write_tensors(frame: Frame, folder: Path, backbone: Backbone) -> None:
 # ---------------------------------------------------------------------- reading
 
 
-def read_schema(path: Path, rules: Mapping[str, Rule], sha256: str | None = None) -> dict:
-    """A JSON file of this version (with this digest) whose keys are what these rules say, or an
-    error that names what is not."""
-    fields = read_json(path, ("schema_version",), sha256)
+def read_schema(path: Path, rules: Mapping[str, Rule], content: bytes | None = None) -> dict:
+    """A JSON file of this version (content: as it was read) whose keys are what these rules say,
+    or an error that names what is not."""
+    fields = read_json(path, ("schema_version",), content)
     if fields["schema_version"] != SCHEMA:
         raise SkillStackError(
             f"{path} has schema {fields['schema_version']!r}, this version reads {SCHEMA}"
@@ -357,7 +358,8 @@ def read_frame(folder: Path, sha256: str | None = None) -> Frame:
     if folder.is_symlink() or not folder.is_dir():
         raise SkillStackError(f"{folder} is missing or not a plain folder")
     path = folder / "frame.json"
-    fields = read_schema(path, _FACTS | {"sha256": OBJECT}, sha256)
+    content = read_bytes(path, sha256, LONGEST_JSON)
+    fields = read_schema(path, _FACTS | {"sha256": OBJECT}, content)
     check_fields(str(path), fields, _MORE_FACTS, _MORE_FACTS)
     for key, rules in _INSIDE.items():
         if key != "storage" or fields.get(key):  # none: plain LoRA
@@ -377,7 +379,7 @@ def read_frame(folder: Path, sha256: str | None = None) -> Frame:
     known = {key: fields[key] for key in (*_FACTS, *_MORE_FACTS, "sha256") if key in fields}
     frozen = {k: MappingProxyType(v) if isinstance(v, dict) else v for k, v in known.items()}
     frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in frozen.items()}
-    return Frame(**frozen, folder=folder, listed=sha256 or file_sha256(path))
+    return Frame(**frozen, folder=folder, listed=sha256 or hashlib.sha256(content).hexdigest())
 
 
 def _tensor_bytes(path: Path) -> int:

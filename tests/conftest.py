@@ -209,12 +209,16 @@ def config() -> TrainingConfig:
     return TrainingConfig(epochs=1, lr=5e-3, batch_size=4, lora_r=4, max_length=32, seed=3)
 
 
+def said_in(path: Path) -> tuple[str, dict]:
+    """The one key of a safetensors file's metadata, and the JSON under it."""
+    with safetensors.safe_open(path, "numpy") as file:
+        ((key, text),) = file.metadata().items()
+    return key, json.loads(text)
+
+
 def edit_arrays(path: Path, change, said=None) -> None:
     """Change the arrays of a safetensors file (and what it says of them), and seal it anew."""
-    content = path.read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    ((key, text),) = header["__metadata__"].items()
-    fields, arrays = json.loads(text), safetensors.numpy.load(content)
+    (key, fields), arrays = said_in(path), safetensors.numpy.load(path.read_bytes())
     change(arrays)
     if said:
         said(fields)

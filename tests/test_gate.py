@@ -41,8 +41,8 @@ def fitted(*topics, n=128, **parameters):
 
 def test_distances_and_p_values_by_hand():
     gate = fitted("a", n=6)
-    (region,) = gate._regions
-    rows = gate._features(texts("a", 0, 6)).astype(float)
+    (region,) = gate.regions
+    rows = gate.features(texts("a", 0, 6)).astype(float)
     reference, others = rows[::2], rows[1::2]
     inverse = np.linalg.inv(region.whitening @ region.whitening.T)
     assert np.allclose(region.mean, reference.mean(0))

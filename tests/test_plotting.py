@@ -199,6 +199,7 @@ def test_a_table_with_more_columns_than_colours_or_markers_is_drawn_whole(n):
 def chain(n, dropped=()):
     names = [f"task {k}" for k in range(n)]
     table = pd.DataFrame({"accuracy (%)": "70.0", "intact": "yes"}, index=names)
+    table["parent"] = [*names[1:], ""]
     table.loc[list(dropped), "intact"] = "dropped"
     return table
 
@@ -219,6 +220,21 @@ def test_a_long_chain_goes_on_in_the_next_line():
     ax = plotting.chain_figure(chain(8))
     places = [text.get_position() for text in ax.texts]
     assert places[5:] == [(5, 0), (0, -1), (1, -1)] and len(ax.lines) == 7
+
+
+def test_a_tree_has_a_line_for_each_branch_and_every_frame_is_joined_to_its_parent():
+    table = chain(6, dropped=["task 4"])
+    table.loc["task 0", "parent"] = "task 2"
+    table.loc["task 1", "parent"] = "task 4"  # which is passed by: the root
+    ax = plotting.chain_figure(table)
+    drawn = [text.get_text().split("\n")[0] for text in ax.texts]
+    assert drawn == ["task 0", "task 2", "task 3", "task 5", "task 1"]
+    places = [text.get_position() for text in ax.texts]
+    assert places == [(0, 0), (1, 0), (2, 0), (3, 0), (0, -1)]
+    ends = {tuple(map(tuple, line.get_xydata()[[0, -1]])) for line in ax.lines}
+    pairs = [("task 0", "task 2"), ("task 2", "task 3"), ("task 3", "task 5"), ("task 1", "task 5")]
+    at = dict(zip(drawn, places, strict=True))
+    assert ends == {(at[child], at[parent]) for child, parent in pairs}
 
 
 # ------------------------------------------------------------------ marks and names

@@ -8,7 +8,7 @@ seed. Fractions are shown as percent or percentage points.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -121,9 +121,12 @@ _OVER_SEEDS = {ranged: RANGE, signed: RANGE, spread: "mean ± standard deviation
 _OVER_SEEDS[bootstrapped] = "differences [95 % bootstrap interval over seeds and tasks]"
 
 
+_published = cache(load_published)  # a dozen files, for every table and claim
+
+
 def published(sections: str | Sequence[str]) -> pd.DataFrame:
     """The published numbers of these sections, to be put beside ours and given to `summary`."""
-    numbers = load_published().assign(who="published")
+    numbers = _published().assign(who="published")
     return numbers[meant(numbers, {"section": sections})]
 
 

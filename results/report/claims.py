@@ -21,9 +21,9 @@ from skillstack_helpers.errors import SkillStackError
 from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn
 from skillstack_helpers.lab.names import GREEN, GREY, ORANGE, RED
-from skillstack_helpers.lab.runs import load_published
 from skillstack_helpers.metrics import LEAST_VALUES, bootstrap_interval
 
+from . import base
 from .base import ANY, Table, meant, runs_of
 
 _POWER = 2.8  # standard errors: seen four times in five at 5 % (1.96 + 0.84)
@@ -86,8 +86,7 @@ def _points(rows: pd.DataFrame, side: Mapping) -> pd.Series:
 def published(claim: Claim) -> tuple[pd.Series, list[pd.Series]]:
     """What was published, from its own numbers, a value a model, seed and task: the difference,
     and the two sides of it; one where the claim is of a single number."""
-    numbers = load_published()
-    numbers = numbers[meant(numbers, {"section": claim.section})]
+    numbers = base.published(claim.section)
     parts = [None if side is None else numbers[meant(numbers, side)] for side in claim.theirs]
     factor = [None if p is None else p["unit"].eq("").map({True: 100, False: 1}) for p in parts]
     keyed = [

@@ -21,7 +21,7 @@ from ..progress import progress
 from ..reuse import NOBODY, LearnerLoop
 from ..routers import GateRouter, HybridSVMRouter, ProfileRouter, Router, make_router
 from ..routers.base import unit
-from ..routers.gate import _Region
+from ..routers.gate import Region
 from ..stack import SkillStack
 from ..tasks import OUT_OF_SCOPE, TaskData, load_task
 from .parameters import ALPHA, RunConfig
@@ -105,8 +105,8 @@ class Pool:
     def __init__(self, texts: Mapping[str, Sequence[str]], backbone: Once, gate_alone=False):
         names = [name for name, own in texts.items() for _ in own]
         self.gate = GateRouter(backbone).fit([t for own in texts.values() for t in own], names)
-        self.references = np.vstack([region.rows[::2] for region in self.gate._regions])
-        self.whole = _Region(np.repeat(self.references, 2, axis=0))
+        self.references = np.vstack([region.rows[::2] for region in self.gate.regions])
+        self.whole = Region(np.repeat(self.references, 2, axis=0))
         if gate_alone:
             return
         halves = {name: own[::2] for name, own in texts.items()}
@@ -123,7 +123,7 @@ class Pool:
     def strangeness(self, texts: Sequence[str], own: bool = True) -> pd.DataFrame:
         """A column a score, a row a text; larger is stranger. own: with the p-value, whose
         calibration texts are its own."""
-        features = self.gate._features(list(texts))
+        features = self.gate.features(texts)
         distances = self.gate.strangeness(texts)
         found = {"p-value": -self.gate.p_values(texts).max(1)} if own else {}
         found["Mahalanobis"] = distances.min(1)
@@ -250,7 +250,7 @@ def groups(
 
 def _wealth(gate: GateRouter, strange: np.ndarray, seed: int) -> np.ndarray:
     """The martingale's p-value under every frame, (frames,)."""
-    columns = zip(gate._regions, strange.T, strict=True)
+    columns = zip(gate.regions, strange.T, strict=True)
     tests = [(Martingale(region.calibration, seed), own) for region, own in columns]
     for test, own in tests:
         test.update(own)
@@ -369,7 +369,7 @@ def feedback(
                      lambda split: _right_answers(stack, stream, split))
     )  # fmt: skip
     order = np.random.default_rng(seed).permutation(len(texts["router"]))
-    features = {split: gate._features(own) for split, own in texts.items()}
+    features = {split: gate.features(own) for split, own in texts.items()}
     picks, weights = bandit(features["router"][order], right["router"][order])
     answered = right["router"][order, picks]
     blocks = [(k // block, min(k + block, len(order)), answered[k : k + block].mean())

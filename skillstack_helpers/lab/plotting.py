@@ -10,7 +10,6 @@ and routers are those of `names.STYLES`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -457,28 +456,40 @@ def chain_figure(
     title: str = "latest frame  →  its parents  →  root",
 ) -> Axes:
     """The frames of `views.chain_table` that were not dropped, latest to root, `PER_LINE` a line,
-    each with its accuracy.
+    each with its accuracy. Where a parent has several children, each other branch is on a line of
+    its own, whose last frame is joined to that parent.
 
     walked: `views.walk_table`; the frames that the router passed are grey, the one that answers is
     green, and each has its score instead.
     """
-    chain = table.loc[table["intact"].ne("dropped"), "accuracy (%)"]
-    columns, lines = min(len(chain), PER_LINE), -(-len(chain) // PER_LINE)
+    shown = table.loc[table["intact"].ne("dropped"), "accuracy (%)"]
+    parents, places, free = table["parent"].to_dict(), {}, 0
+    for name in shown.index:
+        free = -(-free // PER_LINE) * PER_LINE
+        while name in shown and name not in places:
+            places[name], free = (free % PER_LINE, -(free // PER_LINE)), free + 1
+            while parents[name] in parents and parents[name] not in shown:  # dropped
+                parents[name] = parents[parents[name]]
+            name = parents[name]
+    columns, lines = min(len(shown), PER_LINE), -(-free // PER_LINE)
     ax = _axes(ax, 1.6 + 1.35 * columns, 0.5 + 0.8 * lines)
     steps = {} if walked is None else walked["step"].str.removesuffix(" (fallback)")
-    places = [(i % PER_LINE, -(i // PER_LINE)) for i in range(len(chain))]
-    for (name, accuracy), place in zip(chain.items(), places, strict=True):
+    for name, place in places.items():
         color = {"answers": GREEN, "not reached": "white"}.get(
             steps.get(name, "not reached"), "#E8E8E8"
         )
         how = {"bbox": {"boxstyle": "round", "facecolor": color}, "fontsize": SMALL, "zorder": 3}
         words = name if len(name) <= 15 else f"{name[:13]}…"
         score = f"\n{walked.loc[name, 'score']:+.2f}" if name in steps else ""
-        words += score or (f"\n{accuracy} %" if accuracy else "")
+        words += score or (f"\n{shown[name]} %" if shown[name] else "")
         ax.text(*place, words, ha="center", va="center", parse_math=False, **how)
-    for (x, y), (to_x, to_y) in pairwise(places):
+    for name in [each for each in places if parents[each] in places]:
+        (x, y), (to_x, to_y) = places[name], places[parents[name]]
         middle = (y + to_y) / 2  # a line's end goes round to the next line's beginning
-        ax.plot([x, x, to_x, to_x], [y, middle, middle, to_y], "#888888", lw=1, zorder=1)
+        ways = [x, x, to_x, to_x], [y, middle, middle, to_y]
+        if to_y > y:  # a branch's end goes up between two columns, to where its sibling comes in
+            ways = [x, x, to_x - 0.5, to_x - 0.5, to_x], [y, y + 0.4, y + 0.4, to_y, to_y]
+        ax.plot(*ways, "#888888", lw=1, zorder=1)
     ax.set(xlim=(-0.7, columns - 0.3), ylim=(0.4 - lines, 0.6))
     titled(ax, title)
     ax.axis("off")

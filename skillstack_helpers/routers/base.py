@@ -22,6 +22,7 @@ from ..errors import (
     checked_list,
     checked_number,
     checked_numbers,
+    checked_router,
     checked_seed,
     checked_texts,
     shown,
@@ -312,8 +313,7 @@ def places(names: Sequence) -> np.ndarray:
 def check_fitted(router: Router) -> None:
     """Raise for parameters that make no sense, and `NotFittedError` before the first `fit`."""
     router._check_parameters()
-    if not hasattr(router, "frames_"):
-        raise NotFittedError(f"this {type(router).__name__} is not fitted yet: call fit first")
+    checked_router(router, unfitted=NotFittedError)
 
 
 def needed(given, parameter: str):

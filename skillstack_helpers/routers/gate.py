@@ -35,6 +35,8 @@ class GateRouter(Router):
     the largest. No frame reads another's texts, so that adding frames then never changes who
     answers a text that was not novel. Scores are log p.
 
+    Attributes: regions, a `Region` a frame, in stack order.
+
     >>> from skillstack_helpers import load_backbone
     >>> films = [f"a {word} film" for word in ("dull", "fine", "long", "short", "sad", "loud")]
     >>> gate = GateRouter(load_backbone("minilm", device="cpu"), alpha=0.26)
@@ -59,37 +61,36 @@ class GateRouter(Router):
 
     def _fit(self, texts, names):
         self.features_, self.ends_ = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
-        self._regions = []
+        self.regions = []
         self._add(texts, names, self.frames_)
 
     def _add(self, texts, names, new):
-        features = self._features(texts)
+        features = self.features(texts)
         own = [features[[known == name for known in names]] for name in new]
         for name, rows in zip(new, own, strict=True):
             if len(rows) < 3:
                 raise SkillStackError(f"a gate needs 3 texts of a frame, {name!r} has {len(rows)}")
-        self._regions = [*self._regions, *map(_Region, own)]
+        self.regions = [*self.regions, *map(Region, own)]
         self.features_ = np.vstack([self.features_.reshape(-1, features.shape[1]), *own])
-        self.ends_ = np.cumsum([len(region.rows) for region in self._regions])
+        self.ends_ = np.cumsum([len(region.rows) for region in self.regions])
 
     def _drop(self, place, texts):
-        del self._regions[place]
-        self.features_ = np.vstack([region.rows for region in self._regions])
-        self.ends_ = np.cumsum([len(region.rows) for region in self._regions])
+        del self.regions[place]
+        self.features_ = np.vstack([region.rows for region in self.regions])
+        self.ends_ = np.cumsum([len(region.rows) for region in self.regions])
 
     def p_values(self, texts) -> np.ndarray:
         """Of each text under each frame, (n, frames)."""
         return self._ranked(self.strangeness(texts))
 
     def _ranked(self, strange: np.ndarray) -> np.ndarray:
-        columns = zip(self._regions, strange.T, strict=True)
+        columns = zip(self.regions, strange.T, strict=True)
         return np.column_stack([p_values(region.calibration, own) for region, own in columns])
 
     def strangeness(self, texts) -> np.ndarray:
         """Squared Mahalanobis distance of each text from each frame's references, (n, frames)."""
-        check_fitted(self)
-        features = self._features(checked_texts(texts))
-        return np.column_stack([_squares(region.white(features)) for region in self._regions])
+        features = self.features(texts)
+        return np.column_stack([_squares(region.white(features)) for region in self.regions])
 
     def together(self, texts, seed: int = 0) -> np.ndarray:
         """A p-value for each frame, (frames,), that all of a group of texts are like its own.
@@ -98,13 +99,12 @@ class GateRouter(Router):
         metric, is compared with `DRAWS` groups of as many texts, drawn from the calibration texts
         and the group itself. Under exchangeability P(p <= a) <= a (Phipson and Smyth 2010).
         """
-        check_fitted(self)
         checked_seed(seed)
         texts = checked_texts(texts)
         if not texts:
             raise SkillStackError("no texts to test together")
-        features = self._features(texts)
-        return np.array([region.together(features, seed) for region in self._regions])
+        features = self.features(texts)
+        return np.array([region.together(features, seed) for region in self.regions])
 
     def _scores(self, texts):
         strange = self.strangeness(texts)
@@ -118,7 +118,13 @@ class GateRouter(Router):
             chosen = np.where(novel, chosen, fits.argmax(1))
         return chosen, np.full(len(scores), np.nan), novel
 
-    def _features(self, texts: list[str]) -> np.ndarray:
+    def features(self, texts) -> np.ndarray:
+        """What the gate reads of each text, float32 (n, hidden), rows of length 1.
+
+        Raises `SkillStackError` before the first `fit`, and for another model's width.
+        """
+        check_fitted(self)
+        texts = checked_texts(texts)
         backbone = needed(self.backbone, "backbone")
         first = backbone.layer_number(self.first)
         features = unit(backbone.pooled(texts, self.max_length, first)[:, -1])
@@ -138,11 +144,14 @@ class GateRouter(Router):
             raise ValueError("'features_' and 'ends_' are not those of these frames")
         if ends[-1] != len(self.features_) or not np.isfinite(self.features_).all():
             raise ValueError("'features_' are not those of these frames")
-        self._regions = [_Region(rows) for rows in np.split(self.features_, ends[:-1])]
+        self.regions = [Region(rows) for rows in np.split(self.features_, ends[:-1])]
 
 
-class _Region:
-    """Where a frame's texts lie; rows: their features (n, hidden)."""
+class Region:
+    """Where a frame's texts lie; rows: their features (n, hidden), every second a reference.
+
+    Attributes: calibration, the squared distances of the other texts, (m,), sorted.
+    """
 
     def __init__(self, rows: np.ndarray):
         self.rows, references = rows, rows[::2].astype(np.float64)
@@ -158,6 +167,7 @@ class _Region:
         return (features - self.mean) @ self.whitening
 
     def together(self, features: np.ndarray, seed: int) -> float:
+        """The p-value of `GateRouter.together` under this frame, of a group's features."""
         every = np.vstack([self.white(features), self.known])
         far = _squares(_groups(len(features), len(every), seed) @ every)
         return float(np.mean(far >= far[0] * (1 - 1e-12)))

@@ -166,6 +166,7 @@ ASKED = {  # every function that takes texts, and gives something for each
     "retrieve": lambda k, x: generation.retrieve(["so good"], ["yes"], x, 1),
     "LearnerLoop.answer": lambda k, x: k.loop.answer(x),
     "GateRouter.p_values": lambda k, x: k.routers["gate"].p_values(x),
+    "GateRouter.features": lambda k, x: k.routers["gate"].features(x),
     "GateRouter.strangeness": lambda k, x: k.routers["gate"].strangeness(x),
     "ScaffoldBlindRouter.content": lambda k, x: k.routers["scaffold_blind"].content(x),
 }
