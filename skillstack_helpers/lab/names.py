@@ -78,7 +78,7 @@ NAMES = {
     "trap_rate": "frame of the keywords picked (%)",
 }
 
-# Millions of parameters, as the models' cards say (those inside packages are counted by a test).
+# Millions of parameters, as counted (Llama's: as its card says).
 SIZES = {
     "minilm": 22.7,
     "mpnet": 109.5,
