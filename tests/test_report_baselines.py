@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT
 
 from skillstack_helpers import SkillStackError
-from skillstack_helpers.lab import comparison, plotting, predictions
+from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.parameters import RunConfig
-from skillstack_helpers.lab.runs import COLUMNS, load_runs, placed, read_run
+from skillstack_helpers.lab.runs import COLUMNS, load_runs
 from skillstack_helpers.tasks import TASKS
 
 sys.path.insert(0, str(ROOT / "results"))
@@ -436,26 +436,6 @@ def test_the_stack_of_the_committed_table_is_the_mean_of_its_runs(committed):
         stack = stack.loc[stack["eval_task"].eq(""), "value"]
         assert len(stack) >= 2
         assert table.loc["frames", column].startswith(f"{100 * stack.mean():.1f} ")
-
-
-def test_the_committed_numbers_follow_from_the_predictions_that_were_kept(committed):
-    """Anybody can compute them again without a model: told the task, routed and mixed."""
-    found = base.runs_of(baselines.TABLES["baselines_accuracy"], committed)
-    for run_id in found["run_id"].unique():
-        run = read_run(placed("results/runs") / run_id)
-        if run.method not in ("frames", "ewc", "joint"):
-            continue
-        own = found[found["method"].eq("frames") & found["seed"].eq(run.config.seed)]
-        frames = placed("results/runs") / own["run_id"].iloc[0]
-        said = predictions.read(run)
-        routes = pd.read_parquet(frames / "routing.parquet")
-        routed = comparison.chances(routes)
-        answers = said["eval"]
-        mixed = answers.mean(answers.mixed(said["router"].mixture(), routed)).mean()
-        picked = answers.mean(answers.right(routes["frame"])).mean()
-        assert picked == pytest.approx(run.value("routed"), abs=1e-12)
-        assert mixed == pytest.approx(run.value("mixed"), abs=1e-12)
-        assert answers.mean(answers.right()).mean() == pytest.approx(run.value("acc"), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", baselines.FIGURES)

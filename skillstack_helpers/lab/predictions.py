@@ -8,6 +8,7 @@ gives, in half precision; missing where it was not asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,9 @@ from scipy.special import log_softmax, softmax
 from ..answers import Answers
 from ..conformal import threshold
 from ..ensemble import Mixture
+from ..heads import Evaluation
 from ..stack import SkillStack
+from ..tasks import TaskData
 from .runs import Run
 
 FILE = "predictions.parquet"
@@ -30,12 +33,14 @@ class Predictions(NamedTuple):
     labels: np.ndarray  # the right label id, int64 (n,)
     logits: np.ndarray  # log probabilities, float32 (n, frames, most classes), see `Mixture`
     label_names: dict[str, tuple[str, ...]]  # of every frame, by its name
+    others: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # of tasks that have no frame
 
     @property
     def truth(self) -> np.ndarray:
         """The right label names, object (n,)."""
+        names = {**self.others, **self.label_names}
         pairs = zip(self.tasks, self.labels, strict=True)
-        return np.array([self.label_names[task][label] for task, label in pairs], dtype=object)
+        return np.array([names[task][label] for task, label in pairs], dtype=object)
 
     def right(self, frames: Sequence[str] | None = None) -> np.ndarray:
         """Whether the frame named for each text (default: its task's) finds the right label name,
@@ -95,20 +100,49 @@ def kept(
     return {split: of(table, split) for split in splits}
 
 
-def keep(run: Run, answers: Answers, stack: SkillStack) -> None:
-    """Keep what a stack's frames have said of evaluation texts, each text's own frame included."""
+def keep(
+    run: Run,
+    answers: Answers,
+    stack: SkillStack,
+    picked: Sequence[str] | None = None,
+    **others: Answers,
+) -> None:
+    """Keep what a stack's frames have said of evaluation texts, and of others by their split.
+
+    picked: the frame that answers each evaluation text, (n,), kept beside it in routing.parquet;
+    None: another table has it, and each text's own frame is included where all have one.
+    """
     if run.finished or (run.folder / FILE).exists():
         return
-    if set(answers.tasks) <= {frame.name for frame in stack.frames}:
-        answers.right(stack, answers.tasks)  # where a run was interrupted, not all is known
     names = {frame.name: frame.label_names for frame in stack.frames}
-    kept(run, {"eval": answers}, names, lambda _: answers.logits(stack))
+    if picked is not None:
+        table = pd.DataFrame({"task": answers.tasks, "frame": np.asarray(picked, dtype=object)})
+        run.save("routing.parquet", table)
+    elif set(answers.tasks) <= names.keys():
+        picked = answers.tasks
+    if picked is not None:
+        answers.right(stack, picked)  # where a run was interrupted, not all is known
+    splits = {"eval": answers, **others}
+    kept(run, splits, names, lambda split: splits[split].logits(stack))
+
+
+def keep_told(run: Run, stream: Sequence[TaskData], said: Mapping[str, Evaluation]) -> None:
+    """Keep what each task's own head, and no other, has said of the task's evaluation texts."""
+    answers = Answers.of(stream, "eval")
+    names = {data.name: data.task.label_names for data in stream}
+    logits = np.full((len(answers.texts), len(names), max(map(len, names.values()))), np.nan)
+    for k, (task, own) in enumerate(names.items()):
+        mine = answers.tasks == task
+        logits[mine, k] = -np.inf
+        logits[mine, k, : len(own)] = said[task].logits
+    run.save(FILE, _table({"eval": answers}, names, lambda _: logits))
 
 
 def read(run: Run) -> dict[str, Predictions]:
     """The predictions that a run has kept, by split."""
-    table = run.read(FILE)
-    return {split: of(table, split) for split in table["split"].unique()}
+    table, labels = run.read(FILE), run.labels
+    found = {split: of(table, split) for split in table["split"].unique()}
+    return {split: said._replace(others=labels) for split, said in found.items()}
 
 
 def of(table: pd.DataFrame, split: str) -> Predictions:
@@ -128,7 +162,7 @@ def of(table: pd.DataFrame, split: str) -> Predictions:
     return Predictions(rows["task"].to_numpy(object), rows["label"].to_numpy(), logits, names)
 
 
-def _table(splits, label_names, ask, union: bool) -> pd.DataFrame:
+def _table(splits, label_names, ask, union: bool = False) -> pd.DataFrame:
     parts = []
     for split, answers in splits.items():
         # Normalized, since two nearly equal logits are told apart best close to zero.

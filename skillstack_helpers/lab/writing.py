@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -60,6 +60,17 @@ def record_written(run: Run, data: TaskData, who: str, read: np.ndarray) -> floa
     run.record("written_low", low, **on)
     run.record("written_high", high, **on)
     return correct.mean()
+
+
+def keep_read(run: Run, data: TaskData, picks: np.ndarray, read: Mapping[str, np.ndarray]) -> None:
+    """Keep, row by row and without a text, which frame the router picked for a task's evaluation
+    rows and what was read of the answers, by who wrote them, beside the tasks before."""
+    rows = {"task": data.name, "truth": truth(data), "frame": picks}
+    tables = [pd.DataFrame(rows | dict(read))]
+    if (run.folder / "routing.parquet").exists():
+        before = run.read("routing.parquet")
+        tables.insert(0, before[before["task"].ne(data.name)])  # interrupted after this was written
+    run.save("routing.parquet", pd.concat(tables, ignore_index=True))
 
 
 def record_means(run: Run) -> None:
