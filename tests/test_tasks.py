@@ -36,6 +36,8 @@ def test_presets_hold_known_tasks_once():
         assert len(set(stream)) == len(stream), name
         assert all(task in TASKS for task in stream), name
     assert PRESETS["hard5"] == PRESETS["hard5_reversed"][::-1]
+    orders = {PRESETS["hard8"], *(PRESETS[f"hard8_order{k}"] for k in range(2, 9))}
+    assert len(orders) == 8 and len({frozenset(order) for order in orders}) == 1
 
 
 def test_every_task_renders_both_texts_and_has_a_source():
