@@ -177,7 +177,7 @@ def tuned_table(metrics: pd.DataFrame) -> pd.DataFrame:
     mean ± standard deviation over the seeds that both have, and the paired difference from the
     stack, mean [95 % bootstrap interval]. Index: stream, tuned on."""
     tables, columns = [], {"value": ("searched", partial(mean, form="{:g}"))}
-    columns |= {name(m): {"metric": m, "eval_task": ""} for m in ("acc", "routed", "mixed")}
+    columns |= {name(m): {"metric": m, "eval_task": ""} for m in ("acc", "mixed")}
     columns |= {name("bwt"): "bwt", "mixed − mixed stack (pp)": ("mixed, paired", bootstrapped)}
     for stream, ours in metrics.groupby("preset", sort=False):
         ours = ours.assign(who=tuned_on(ours["own"]).replace("", stream))
@@ -610,6 +610,11 @@ TABLES = {
     "baselines_clinc10": Table(
         "04_baselines", "clinc10", "minilm", partial(accuracy_table, preset="clinc10"), *_NOW
     ),
+    "baselines_growth": Table("04_baselines", "hard8", list(SIZES), growth_table, *_NOW),
+    "baselines_mpnet": Table(
+        "04_baselines", "hard8", "mpnet", partial(accuracy_table, preset="hard8"), *_NOW
+    ),
+    "baselines_tuned": Table(*_HARD8, tuned_table, *_NOW, methods=("frames", "ewc"), tuned=ANY),
     "baselines_all_layers": Table(
         *_HARD8, partial(accuracy_table, preset="hard8"), None, "hybrid_chain"
     ),
@@ -630,6 +635,18 @@ FIGURES = {
 }
 FIGURES["baselines_hard12"] = Figure(
     *_HARD12, verdicts, "And with twelve tasks, four of them about pairs?", "frames", *_NOW
+)
+FIGURES["baselines_growth"] = Figure(
+    *_HARD8, growth, "Does it grow with the model?", "frames", *_NOW
+)
+FIGURES["baselines_mpnet"] = Figure(
+    "04_baselines",
+    "hard8",
+    "mpnet",
+    verdicts,
+    "And on a model five times the size?",
+    "frames",
+    *_NOW,
 )
 FIGURES["baselines_search"] = Figure(
     *_HARD8, search, "What does each method need to be at its best?", "search"

@@ -188,6 +188,7 @@ def _runs(
 
 
 _STREAM = _runs("04_baselines", "hard8", 0.5, "hybrid_embed")
+_MPNET = _runs("04_baselines", "hard8", 0.5, "hybrid_embed", "mpnet")
 _HARD12 = _runs("04_baselines", "hard12", 0.5, "hybrid_embed")
 _WHOLE = _runs("04_baselines", "hard8", None)
 
@@ -248,6 +249,13 @@ CLAIMS = (
         ({"method": "ewc", "metric": "accuracy"}, {"method": "latest", "metric": "accuracy"}),
         _STREAM,
         (_TOLD["ewc"], _TOLD["sequential"]),
+    ),
+    Claim(
+        "hard8, a larger encoder: the latest adapter has forgotten what saved frames keep",
+        "hard8_table",
+        ({"metric": "latest_drop"}, None),
+        _MPNET,
+        (_TOLD["frames"], _TOLD["sequential"]),
     ),
     Claim(
         "hard12: the latest adapter has forgotten what saved frames keep",
