@@ -27,7 +27,7 @@ from .frames import check_frame_name
 from .parents import features_and_scores, parent_scores
 from .pruning import check_bound, paired_loss
 from .routers.gate import GateRouter
-from .stack import SkillStack, check_two_labels, checked_stack
+from .stack import SkillStack, checked_stack
 from .tasks import TaskData, checked_data
 
 GROUP = 16  # texts that are tested together, by default
@@ -69,7 +69,7 @@ def decide(
     check_bound(max_loss_pp, confidence)
     checked_number(texts, "texts", 1, whole=True)
     checked_stack(stack)
-    check_two_labels(checked_data(data, "train", "router"))
+    checked_data(data, "train", "router")
     checked_router(gate, "together", "frames_")
     names, labels = data.task.label_names, data.labels("router")
     evidence = parent_scores(stack, data)  # raises for too few rows
@@ -77,7 +77,11 @@ def decide(
     if known := [name for name in evidence.index if name in gate.frames_]:
         alike = dict(zip(gate.frames_, gate.together(data.texts("router")[:texts]), strict=True))
         evidence.loc[known, "alike"] = [alike[name] for name in known]
+    learned = np.unique(data.labels("train"))
     parent = str(evidence["leep"].idxmax())
+    if len(learned) < 2:
+        why = f"all training rows are {names[learned[0]]!r}: nothing can be compared"
+        return Decision("grow", parent, why, evidence)
     stand_in, better = _stand_in(stack, data, parent)
     own = stand_in == labels
     evidence["loss_pp"] = evidence["upper_pp"] = evidence["p"] = np.nan

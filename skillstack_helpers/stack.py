@@ -202,8 +202,10 @@ class SkillStack:
         if len(data.router):
             checked_data(data, "router")
         checked_config(config)
-        check_two_labels(data)
         labels = data.task.label_names
+        if len(np.unique(data.labels("train"))) < 2:
+            one = labels[int(data.labels("train")[0])]
+            raise SkillStackError(f"{data.name}: all training rows have the label {one!r}")
         if targets is not None:
             checked_numbers(targets, "targets")
             targets = np.asarray(targets, dtype=np.float32)
@@ -789,14 +791,6 @@ class SkillStack:
                 raise SkillStackError(f"{frame.folder / 'frame.json'} was changed")
             if in_memory(frame) and weights_digest(saved) != weights_digest(frame):
                 raise SkillStackError(f"frame {frame.name!r} was changed in memory")
-
-
-def check_two_labels(data: TaskData) -> None:
-    """Raise `SkillStackError` for a task whose training rows all have one label."""
-    found = np.unique(data.labels("train"))
-    if len(found) < 2:
-        one = data.task.label_names[found[0]]
-        raise SkillStackError(f"{data.name}: all training rows have the label {one!r}")
 
 
 def checked_stack(stack, what: str = "stack") -> SkillStack:
