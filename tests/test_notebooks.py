@@ -353,7 +353,7 @@ def test_reuse_notebook_measures_who_notices(tmp_path, model_dirs, data_dir):
         assert (frames.xs("loop", level="policy") <= frames.xs("create", level="policy")).all()
         assert frames["whole", "create"] == 3
         steps = list((tmp_path / "runs").glob(f"*ewc_replay-s{seed}-*"))
-        assert len(steps) == 1
+        assert len(steps) == 1 and not differs(steps[0])
         (shown,) = (tmp_path / "runs").glob(f"*-frames-s{seed}-*")
         odd = pd.read_csv(shown / "odd.csv")
         assert len(odd) == 7 and odd["reason"].notna().all()

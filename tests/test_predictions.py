@@ -68,7 +68,7 @@ def of_answers(run):
     elif notebook == "04":
         asked = [(last, own), ({"metric": "acc"}, own)]
         asked += [({"metric": "routed"}, routing(run)["frame"])]
-    elif notebook == "05":
+    elif notebook in ("05", "10"):
         asked = [(last, own), ({"metric": "acc"}, own)]
     elif notebook == "06":
         asked = [({"metric": "routed", "split": "full"}, routing(run)["frame"])]

@@ -140,6 +140,25 @@ def test_order_tables_by_hand():
     assert two.loc[("measured here", "olora"), "mean, told the task (%)"] == ""
 
 
+def test_the_eight_orders_are_of_what_all_that_were_run_have():
+    upper = "router hybrid_embed, first_adapted_layer 0.5"
+    runs = [
+        method_rows("frames", {("routed", "", ""): value}, seed, preset).assign(budget=upper)
+        for preset, seed, value in (
+            ("hard8", 42, 0.7), ("hard8", 7, 0.1), ("hard8_order2", 42, 0.8),
+            ("hard8_order5", 42, 0.9),
+        )
+    ]  # fmt: skip
+    other = method_rows("ewc", {("routed", "", ""): 0.5}, 42).assign(budget=upper)
+    chain = method_rows("frames", {("routed", "", ""): 0.2}, 42).assign(budget="router other")
+    table = baselines.eight_table(pd.concat([*runs, other, chain]))
+    assert table["routed (%)"].to_dict() == {"frames": "80.0 ± 10.0 [70.0, 90.0]"}
+    assert table.columns.name.endswith("over 3 orders, seed 42")
+    (also,) = baselines.orders(pd.concat([*runs, other, chain]))
+    assert also.equals(table)
+    assert baselines.orders(pd.concat([*runs[:2], other, chain])) == []
+
+
 def test_the_root_and_what_each_part_is_worth():
     def run(method, values, setup, seed):
         made = method_rows(method, values, seed).assign(budget=setup, tasks="a, b")
@@ -207,6 +226,14 @@ def test_what_was_tuned_here_and_there_is_compared_on_the_seeds_that_have_both()
     assert list(table["mixed (%)"]) == ["50.0 ± 0.0", "40.0 ± 0.0"]
     assert list(table["mixed − mixed stack (pp)"]) == ["-10.0", "-20.0"]  # four pairs: no interval
     assert list(table["seeds"]) == ["1, 2"] * 2
+
+
+def test_every_method_is_in_the_table_of_the_seed_that_most_were_run_on():
+    frames = [method_rows("frames", {("acc", "", ""): 0.8}, seed) for seed in range(5)]
+    others = [method_rows(m, {("acc", "", ""): 0.7}, 3) for m in ("ewc_online", "joint_wide")]
+    table = baselines.once_table(pd.concat([*frames, *others]))
+    assert list(table.index) == ["frames", "joint_wide", "ewc_online"]
+    assert list(table["told the task (%)"]) == ["80.0", "70.0", "70.0"]
 
 
 def test_coverage_is_of_methods_that_were_calibrated():
@@ -444,7 +471,7 @@ def test_figures_of_the_committed_runs_have_titles_and_their_numbers(name, commi
     figure = getattr(drawn.figure, "figure", drawn.figure)
     assert figure.get_size_inches()[0] <= plotting.WIDEST
     assert any(ax.get_title("left") for ax in figure.axes)
-    least = {"baselines_search": 0, "baselines_mpnet": 1}.get(name, 2)
+    least = {"baselines_search": 0, "baselines_mpnet": 1, "orders_hard8": 1}.get(name, 2)
     assert len(drawn.seeds) == least if least < 2 else len(drawn.seeds) >= 2
     verdicts = ("baselines_verdicts", "baselines_hard12", "baselines_mpnet")
     assert re.search(r"\d\.\d", drawn.answer) or name in verdicts

@@ -191,6 +191,14 @@ def tuned_table(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables).rename_axis(["stream", "tuned on"])
 
 
+def once_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """`accuracy_table` of the seed that most methods were run on, so that each is in it: nothing
+    published beside it. Index: method."""
+    seed = metrics.groupby("seed")["method"].nunique().idxmax()
+    table = accuracy_table(metrics[metrics["seed"].eq(seed)], "hard8").xs("measured here")
+    return table.loc[:, table.ne("").any()]
+
+
 def coverage_table(metrics: pd.DataFrame) -> pd.DataFrame:
     """How many label sets, made for 90 % right after a task was learned, still hold the right label
     at the end of the stream, told the task; mean ± standard deviation over seeds. Index: method."""
@@ -276,16 +284,48 @@ def standard_table(metrics: pd.DataFrame) -> pd.DataFrame:
     return summary(pd.concat([ours, means, theirs]), ["who", "method"], columns, spread)
 
 
+def eight_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """`hard8` in up to eight orders: mean ± standard deviation over orders [lowest, highest] of
+    each method's mean over tasks. Index: method. Empty if one order alone was run."""
+    columns = {name(metric): metric for metric in ("acc", "routed", "mixed")}
+    found = _eight(metrics)
+    if not len(found):
+        return found
+    table = summary(found.drop(columns="run_id"), ["method"], columns, over_orders)
+    seeds = ", ".join(map(str, sorted(found["seed"].unique())))
+    over = f"{found['stream'].nunique()} orders, seed {seeds}"
+    return table.rename_axis(columns=f"mean ± standard deviation [lowest, highest] over {over}")
+
+
+def over_orders(cell: pd.DataFrame) -> str:
+    """Mean ± standard deviation [lowest, highest] over orders, of the means over seeds."""
+    values = cell.groupby("stream")["value"].mean()
+    ends = f"[{values.min():.1f}, {values.max():.1f}]"
+    return f"{values.mean():.1f} ± {values.std():.1f} {ends}"
+
+
+def _eight(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies at the end of `hard8` in each order that was run, of the methods and seeds that
+    all of these orders have."""
+    others = metrics[metrics["preset"].isin(_EIGHT[1:])]
+    if not len(others):
+        return others
+    found = _streams(metrics[metrics["budget"].isin(others["budget"])], _EIGHT)
+    have = found.groupby(["method", "seed"])["stream"].transform("nunique")
+    return found[have.eq(found["stream"].nunique())]
+
+
 def _streams(metrics: pd.DataFrame, presets: list[str]) -> pd.DataFrame:
     """Accuracies at the end on streams that may stand side by side: of one model and budget."""
-    found = measured(metrics, eval_task="", preset=presets, metric=["acc", "routed"])
+    found = measured(metrics, eval_task="", preset=presets, metric=["acc", "routed", "mixed"])
     check_alike(found, ["model", "budget"])
     return in_order(found.rename(columns={"preset": "stream"}), "method", METHODS)
 
 
 def orders(metrics: pd.DataFrame) -> list[pd.DataFrame]:
     """The tables of other streams that were run."""
-    return [table for table in (probe_table(metrics), standard_table(metrics)) if len(table)]
+    made = (eight_table(metrics), probe_table(metrics), standard_table(metrics))
+    return [table for table in made if len(table)]
 
 
 # ---------------------------------------------------------------------- figures
@@ -528,10 +568,8 @@ def cost(run: Run) -> Drawn:
 def growth(run: Run) -> Drawn:
     """What is forgotten, and how far the stack is ahead, against the size of the backbone: of all
     models on which the same was run, and what was published of forgetting."""
-    mine = run.alike()
-    like = {column: mine[column].iloc[0] for column in ("notebook", "preset", "budget", "tasks")}
-    found = load_runs(run.config.output_dir, **like)
-    grown = _grown(found[tuned_on(found["own"]).eq("")])
+    found = _beside(run, "preset", "budget", "tasks")
+    grown = _grown(found)
     axes = plotting.panels(1, 2, plotting.WIDEST, 4.2)
     titles = ("What the latest adapter forgets", "How far the mixed stack is ahead")
     shown = {_FORGETS: (0, "sequential"), _AHEAD["ewc"]: (1, "ewc"), _AHEAD["joint"]: (1, "joint")}
@@ -572,7 +610,38 @@ def growth(run: Run) -> Drawn:
     )
     look += "with adapters on all layers."
     models = tuple(grown["model"].unique())
-    return Drawn(axes[0].figure, answer, alt, look, seeds_of(mine), models)
+    return Drawn(axes[0].figure, answer, alt, look, seeds_of(run.alike()), models)
+
+
+def eight(run: Run) -> Drawn:
+    """`hard8` in each order that was run."""
+    found = _eight(_beside(run, "model", "budget"))
+    orders = {preset: f"order {k}" for k, preset in enumerate(_EIGHT, 1)}
+    orders = {preset: orders[preset] for preset in orders if preset in set(found["stream"])}
+    shown = set(found[["method", "metric"]].itertuples(index=False, name=None))
+    lines = [(m, way) for way in ("mixed", "routed", "acc") for m in _ORDERED if (m, way) in shown]
+    cells = found.groupby(["method", "metric", "stream"])["value"].mean().unstack("stream")
+    table = cells.loc[lines, list(orders)].rename(columns=orders)
+    table.index = [f"{name(method)}, {name(way).removesuffix(' (%)')}" for method, way in lines]
+    title = f"What the order of the tasks changes, {len(orders)} orders"
+    ax = plotting.dots(table, "accuracy at the end, mean over tasks (%)", title=title)
+    best = 100 * table[[way == "mixed" for _, way in lines]]
+    ends = [f"{k} {row.min():.1f} to {row.max():.1f} %" for k, row in best.iterrows()]
+    answer = f"From the worst of {len(orders)} orders to the best: {'; '.join(ends)}."
+    alt = "A line for each method and way to answer, on it a mark for each order of the tasks."
+    look = (
+        "The same tasks and rows in every order; a mark is one of them. The wider a line's marks "
+    )
+    look += "lie apart, the more the order matters."
+    return Drawn(ax, answer, alt, look, seeds_of(found))
+
+
+def _beside(run: Run, *same: str) -> pd.DataFrame:
+    """Runs of the notebook that are the same in these columns, none tuned on another stream."""
+    mine = run.alike()
+    same = {column: mine[column].iloc[0] for column in ("notebook", *same)}
+    found = load_runs(run.config.output_dir, **same)
+    return found[tuned_on(found["own"]).eq("")]
 
 
 def _drawn(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
@@ -598,6 +667,8 @@ _HARD8 = ("04_baselines", "hard8", "minilm")
 _HARD12 = ("04_baselines", "hard12", "minilm")
 _UPPER = 0.5  # adapters on the upper half of the layers
 _NOW = (_UPPER, "hybrid_embed")
+_EIGHT = ["hard8", *(f"hard8_order{k}" for k in range(2, 9))]
+_ORDERED = ("frames", "second_look", "sequential")
 _ORDERS = [f"standard4_order{i}" for i in (1, 2, 3)]
 _PROBE = ["hard5", "hard5_reversed"]
 TABLES = {
@@ -615,9 +686,11 @@ TABLES = {
         "04_baselines", "hard8", "mpnet", partial(accuracy_table, preset="hard8"), *_NOW
     ),
     "baselines_tuned": Table(*_HARD8, tuned_table, *_NOW, methods=("frames", "ewc"), tuned=ANY),
+    "baselines_once": Table(*_HARD8, once_table, *_NOW),
     "baselines_all_layers": Table(
         *_HARD8, partial(accuracy_table, preset="hard8"), None, "hybrid_chain"
     ),
+    "orders_hard8": Table("04_baselines", _EIGHT, "minilm", eight_table, *_NOW, methods=_ORDERED),
     "orders_hard5": Table("04_baselines", _PROBE, "minilm", probe_table),
     "orders_standard": Table("04_baselines", _ORDERS, "minilm", standard_table),
 }
@@ -638,6 +711,9 @@ FIGURES["baselines_hard12"] = Figure(
 )
 FIGURES["baselines_growth"] = Figure(
     *_HARD8, growth, "Does it grow with the model?", "frames", *_NOW
+)
+FIGURES["orders_hard8"] = Figure(
+    *_HARD8, eight, "Does the order of the tasks matter?", "frames", *_NOW
 )
 FIGURES["baselines_mpnet"] = Figure(
     "04_baselines",
