@@ -258,6 +258,14 @@ CLAIMS = (
         (_TOLD["frames"], _TOLD["sequential"]),
     ),
     Claim(
+        "hard8, a larger encoder: the routed stack answers better than EWC",
+        "hard8_ewc",
+        ({"method": "routed", "metric": "accuracy"}, {"method": "ewc", "metric": "accuracy"}),
+        _MPNET,
+        (_of("frames"), _of("ewc")),
+        why="one seed; mixed, it is ahead",
+    ),
+    Claim(
         "hard12: the latest adapter has forgotten what saved frames keep",
         "hard12_table",
         ({"metric": "latest_drop"}, None),

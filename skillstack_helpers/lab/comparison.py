@@ -61,13 +61,13 @@ def given(methods: Iterable[str], config: RunConfig) -> dict[str, float | None]:
 # ---------------------------------------------------------------------- the search
 
 
-def validation_stream(config: RunConfig) -> list[TaskData]:
-    """The stream with a quarter of the training rows, judged on routing rows; or another one, if
+def validation_stream(config: RunConfig, share: float = 0.25) -> list[TaskData]:
+    """The stream with a share of the training rows, judged on routing rows; or another one, if
     that is what the methods are to be tuned on."""
     few = dataclasses.replace(config, train_on_router=False)
     if config.tuned_on:
         few = dataclasses.replace(few, preset=config.tuned_on, tasks=None)
-    few = load_stream(few, n_train=max(1, config.n_train // 4))
+    few = load_stream(few, n_train=max(1, int(share * config.n_train)))
     return [dataclasses.replace(data, eval=data.router.head(VALIDATION_ROWS)) for data in few]
 
 
