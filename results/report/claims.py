@@ -266,6 +266,14 @@ CLAIMS = (
         why="one seed; mixed, it is ahead",
     ),
     Claim(
+        "hard8, a larger encoder: the routed stack answers better than joint training",
+        "promising",
+        ({"method": "routed", "preset": "hard8"}, {"method": "joint", "preset": "hard8"}),
+        _MPNET,
+        (_of("frames"), _of("joint")),
+        why="one seed",
+    ),
+    Claim(
         "hard12: the latest adapter has forgotten what saved frames keep",
         "hard12_table",
         ({"metric": "latest_drop"}, None),
