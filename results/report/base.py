@@ -35,6 +35,7 @@ class Table(NamedTuple):
     router: str = ""  # of the runs, where several were used
     methods: Sequence[str] = ()  # of the runs, where not all are shown
     tuned: str = ""  # ANY: runs with what was searched on another stream, too
+    seeds: Sequence[int] = ()  # of the runs, where not all are shown
 
 
 class Figure(NamedTuple):
@@ -64,6 +65,8 @@ def runs_of(entry: Table | Figure, runs: pd.DataFrame) -> pd.DataFrame:
         recipe &= tuned_on(found["own"]).eq("")
     if getattr(entry, "methods", ()):
         recipe &= found["method"].isin(entry.methods)
+    if getattr(entry, "seeds", ()):
+        recipe &= found["seed"].isin(entry.seeds)
     found = found[recipe]
     if not len(found):
         raise SkillStackError(f"no run of {entry.notebook} on {entry.preset}")
