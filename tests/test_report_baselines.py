@@ -206,12 +206,13 @@ def three_models():
     parts.append(two_methods(0.6, 0.3, "sequential").assign(model="minilm"))
     parts = [part.assign(run_id=part["run_id"] + part["model"]) for part in parts]
     more = {"notebook": "04_baselines", "budget": "b", "tasks": "imdb, agnews", "own": ""}
-    return pd.concat(parts).drop_duplicates().assign(**more)
+    table = pd.concat(parts).drop_duplicates().assign(**more)
+    return table.assign(dtype=table["model"].map({"mpnet": "bfloat16"}).fillna("float32"))
 
 
 def test_growth_is_told_of_models_whose_size_is_known_the_smallest_first():
     table = baselines.growth_table(three_models())
-    assert list(table.index) == ["minilm", "mpnet"]
+    assert list(table.index) == ["minilm", "mpnet, bfloat16"]
     assert list(table["mixed − EWC (pp)"]) == ["+10.0 [+10.0, +10.0]", "+20.0 [+20.0, +20.0]"]
     assert list(table["latest adapter forgets (pp)"]) == ["+30.0 [+30.0, +30.0]", ""]
     assert list(table["seeds"]) == ["1, 2, 3, 4"] * 2
@@ -226,6 +227,22 @@ def test_what_was_tuned_here_and_there_is_compared_on_the_seeds_that_have_both()
     assert list(table["mixed (%)"]) == ["50.0 ± 0.0", "40.0 ± 0.0"]
     assert list(table["mixed − mixed stack (pp)"]) == ["-10.0", "-20.0"]  # four pairs: no interval
     assert list(table["seeds"]) == ["1, 2"] * 2
+
+
+def test_what_learned_the_routing_rows_too_is_compared_with_a_stack_that_did():
+    few = two_methods(0.6, 0.5).assign(budget="train_on_router False")
+    more = two_methods(0.8, 0.6).assign(budget="train_on_router True")
+    more["run_id"] += "more"
+    every = pd.concat([few, more]).assign(notebook="04_baselines", own="")
+    entry = base.Table("04_baselines", "two_task", "minilm", baselines.rows_table, base.ANY)
+    assert not base.runs_of(entry, every)["run_id"].str.endswith("more").any()
+    table = baselines.rows_table(base.runs_of(entry._replace(rows=base.ANY), every))
+    lines = [(rows, method) for rows in ("training rows", "training and routing rows")
+             for method in ("frames", "ewc")]  # fmt: skip
+    assert list(table.index) == lines
+    assert list(table["mixed (%)"]) == [f"{v}.0 ± 0.0" for v in (60, 50, 80, 60)]
+    apart = ["", "-10.0 [-10.0, -10.0]", "", "-20.0 [-20.0, -20.0]"]
+    assert list(table["mixed − mixed stack (pp)"]) == apart
 
 
 def test_every_method_is_in_the_table_of_the_seed_that_all_were_run_on():
@@ -440,7 +457,7 @@ def test_the_growth_figure_names_models_and_seeds(monkeypatch):
         "The latest adapter forgets, in points: +30.0 on minilm. Mixed stack minus EWC: "
         "+10.0 on minilm and +20.0 on mpnet. Mixed stack minus joint training: none."
     )
-    assert drawn.models == ("minilm", "mpnet") and drawn.seeds == [1, 2, 3, 4]
+    assert drawn.models == ("minilm", "mpnet, bfloat16") and drawn.seeds == [1, 2, 3, 4]
     left, right = drawn.figure.axes
     assert [text.get_text() for text in left.texts] == ["minilm"]
     assert list(right.lines[0].get_xdata()) == [22.7, 109.5]

@@ -279,11 +279,15 @@ def test_runs_are_found_by_what_they_are(settings, tmp_path):
     longer = open_run(dataclasses.replace(settings, epochs=9))
     longer.record("acc", 0.9)
     longer.finish()
+    half = open_run(settings, model=backbone(dtype="bfloat16"))
+    half.record("acc", 0.8)
+    half.finish()
     open_run(dataclasses.replace(settings, seed=5)).record("acc", 0.5)  # not finished
     table = runs.load_runs(tmp_path / "runs")
-    assert sorted(table["value"]) == [0.1, 0.1, 0.2, 0.9]
+    assert sorted(table["value"]) == [0.1, 0.1, 0.2, 0.8, 0.9]
     assert list(runs.load_runs(tmp_path / "runs", preset="mini4")["value"]) == [0.1]
     assert sorted(open_run(dataclasses.replace(settings, seed=1)).alike()["value"]) == [0.1, 0.2]
+    assert list(half.alike()["value"]) == [0.8]
     assert runs.load_runs(tmp_path / "nowhere").empty
 
 

@@ -36,6 +36,7 @@ class Table(NamedTuple):
     methods: Sequence[str] = ()  # of the runs, where not all are shown
     tuned: str = ""  # ANY: runs with what was searched on another stream, too
     seeds: Sequence[int] = ()  # of the runs, where not all are shown
+    rows: str = ""  # ANY: runs that learned the routing rows, too
 
 
 class Figure(NamedTuple):
@@ -56,7 +57,9 @@ def runs_of(entry: Table | Figure, runs: pd.DataFrame) -> pd.DataFrame:
     where = {column: getattr(entry, column) for column in ("notebook", "preset", "model")}
     found = runs[meant(runs, where)]
     budget = found["budget"].str
-    recipe = budget.contains("train_on_router False")
+    recipe = pd.Series(True, found.index)
+    if getattr(entry, "rows", "") != ANY:
+        recipe &= budget.contains("train_on_router False")
     if entry.first != ANY:
         recipe &= budget.endswith(f"first_adapted_layer {entry.first}")
     if entry.router:
@@ -233,7 +236,7 @@ def meant(numbers: pd.DataFrame, where: Mapping) -> pd.Series:
     return found
 
 
-def check_alike(numbers: pd.DataFrame, columns=("preset", "model", "budget")) -> None:
+def check_alike(numbers: pd.DataFrame, columns=("preset", "model", "dtype", "budget")) -> None:
     """An error, with what differs, if these are runs that must not be averaged; published numbers
     are no runs."""
     ours = numbers[numbers["run_id"].notna()] if "run_id" in numbers else numbers[:0]

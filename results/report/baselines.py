@@ -153,7 +153,8 @@ def growth_table(metrics: pd.DataFrame) -> pd.DataFrame:
     for model, one in found.groupby("model", sort=False):
         seeds = sorted(metrics.loc[metrics["model"].eq(model), "seed"].unique())
         cells = {what: bootstrapped(cell) for what, cell in one.groupby("what", sort=False)}
-        lines.append({"model": model, "parameters (millions)": f"{SIZES[model]:.0f}"} | cells)
+        line = {"model": _precise(one), "parameters (millions)": f"{SIZES[model]:.0f}"}
+        lines.append(line | cells)
         lines[-1]["seeds"] = ", ".join(map(str, seeds))
     return pd.DataFrame(lines).set_index("model").fillna("")
 
@@ -170,6 +171,12 @@ def _grown(metrics: pd.DataFrame) -> pd.DataFrame:
             cells = apart[apart["method"].eq(method) & apart["metric"].eq(f"{metric}, paired")]
             parts.append(cells.assign(what=what, value=-100 * cells["value"]))
     return pd.concat(parts, ignore_index=True)
+
+
+def _precise(found: pd.DataFrame) -> str:
+    """The model of a table's rows, with its precision where that is not the usual one."""
+    dtypes = [dtype for dtype in found["dtype"].unique() if dtype != "float32"]
+    return ", ".join([found["model"].iloc[0], *dtypes])
 
 
 def tuned_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -189,6 +196,21 @@ def tuned_table(metrics: pd.DataFrame) -> pd.DataFrame:
         table["seeds"] = ", ".join(map(str, sorted(ewc["seed"].unique())))
         tables.append(table)
     return pd.concat(tables).rename_axis(["stream", "tuned on"])
+
+
+def rows_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Methods that learned the training rows, and the same with the routing rows as training rows:
+    mean ± standard deviation over seeds, and the paired difference from the stack that learned the
+    same rows, mean [95 % bootstrap interval]. Index: rows, method."""
+    both = metrics["budget"].str.contains("train_on_router True")
+    words = {False: "training rows", True: "training and routing rows"}
+    columns = {name(m): {"metric": m, "eval_task": ""} for m in ("acc", "routed", "mixed")}
+    columns |= {name("bwt"): "bwt", "mixed − mixed stack (pp)": ("mixed, paired", bootstrapped)}
+    tables = []
+    for more, learned in words.items():
+        ours = _ours(metrics[both.eq(more)]).assign(who=learned)
+        tables.append(summary(pd.concat([ours, _paired(ours)]), ["who", "method"], columns, spread))
+    return pd.concat(tables).rename_axis(["learned", "method"])
 
 
 def once_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -608,7 +630,7 @@ def growth(run: Run) -> Drawn:
         "Bars: 95 % bootstrap interval over seeds and tasks. Published: Llama-3.2, one run each, "
     )
     look += "with adapters on all layers."
-    models = tuple(grown["model"].unique())
+    models = tuple(_precise(one) for _, one in grown.groupby("model", sort=False))
     return Drawn(axes[0].figure, answer, alt, look, seeds_of(run.alike()), models)
 
 

@@ -54,7 +54,7 @@ BADGES = {
     "Colab": "https://colab.research.google.com/assets/colab-badge.svg",
     "Kaggle": "https://kaggle.com/static/images/open-in-kaggle.svg",
 }
-PLACES = {"data_dir", "output_dir", "source", "dtype", "device"}  # not in a command that is shown
+PLACES = {"data_dir", "output_dir", "source", "device"}  # not in a command that is shown
 
 # ---------------------------------------------------------------------- tables
 

@@ -220,11 +220,12 @@ class Run:
         show_sentences([*self.answers, *more])
 
     def alike(self) -> pd.DataFrame:
-        """The metrics of all finished runs of this notebook on the same preset, model and budget,
-        whatever seed and method; with rows from the same source, and of this method and seed this
-        run alone. Of a method with parameters of its own, of several runs of a seed the one with
-        this run's; none that was tuned on another stream."""
+        """The metrics of all finished runs of this notebook on the same preset, model, dtype and
+        budget, whatever seed and method; with rows from the same source, and of this method and
+        seed this run alone. Of a method with parameters of its own, of several runs of a seed the
+        one with this run's; none that was tuned on another stream."""
         same = {"preset": self.config.preset, "model": self.model}
+        same |= {"dtype": self.facts["backbone"]["dtype"]}
         same |= {"notebook": self.config.notebook, "budget": budget(vars(self.config))}
         same |= {"tasks": ", ".join(self.facts["data"]), "source": _source(self.facts["data"])}
         found = load_runs(self.config.output_dir, **same)
@@ -429,16 +430,18 @@ def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame
     """The metrics of all finished runs below a folder, one table; where: values of its columns.
 
     Columns: those of metrics.csv, notebook, budget (what was spent on training and rows, see
-    `budget`; only runs of one model and budget may be averaged), source of the rows, tasks, and
-    the method's own parameters (see `parameters.own`).
+    `budget`; only runs of one model, dtype and budget may be averaged), dtype of the backbone,
+    source of the rows, tasks, and the method's own parameters (see `parameters.own`).
     """
-    tables = [pd.DataFrame(columns=[*COLUMNS, "notebook", "budget", "source", "tasks", "own"])]
+    more = ["notebook", "budget", "source", "tasks", "own", "dtype"]
+    tables = [pd.DataFrame(columns=[*COLUMNS, *more])]
     for path in sorted(placed(folder).glob("*/run.json")):
         facts = read_facts(path.parent)
         more = {"notebook": facts["config"].get("notebook", "")}
         more |= {"budget": budget(facts["config"]), "source": _source(facts.get("data", {}))}
         more |= {"tasks": ", ".join(facts.get("data", {}))}
         more |= {"own": own(facts["config"], facts.get("method", ""))}
+        more |= {"dtype": facts.get("backbone", {}).get("dtype", "")}
         # run.json tells most runs that are not meant, without reading their metrics.
         known = more | {"preset": facts["config"].get("preset")}
         meant = all(known[column] == where[column] for column in known.keys() & where.keys())
