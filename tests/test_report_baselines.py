@@ -205,9 +205,11 @@ def three_models():
     parts = [two_methods(0.6, other).assign(model=model) for model, other in models.items()]
     parts.append(two_methods(0.6, 0.3, "sequential").assign(model="minilm"))
     parts = [part.assign(run_id=part["run_id"] + part["model"]) for part in parts]
-    more = {"notebook": "04_baselines", "budget": "b", "tasks": "imdb, agnews", "own": ""}
+    more = {"notebook": "04_baselines", "tasks": "imdb, agnews", "own": ""}
     table = pd.concat(parts).drop_duplicates().assign(**more)
-    return table.assign(dtype=table["model"].map({"mpnet": "bfloat16"}).fillna("float32"))
+    table["dtype"] = table["model"].map({"mpnet": "bfloat16"}).fillna("float32")
+    rates = table["model"].map({"mpnet": "0.001"}).fillna("None")
+    return table.assign(budget="n_train 8, lr " + rates + ", epochs 3")
 
 
 def test_growth_is_told_of_models_whose_size_is_known_the_smallest_first():
@@ -279,6 +281,34 @@ def test_the_probe_and_the_orders_may_have_a_budget_each_but_not_one_order():
     assert len(baselines.orders(pd.concat(runs[:2]))) == 2
     with pytest.raises(SkillStackError, match="one budget, got n_train 8 and n_train 16"):
         baselines.orders(pd.concat(runs))
+
+
+def test_what_lies_beside_a_run_with_another_budget_is_left_alone(monkeypatch):
+    """A notebook shows the streams that were run like its own, whatever else the folder holds."""
+    runs = [
+        method_rows("frames", {("routed", "", ""): value}, 42, preset).assign(
+            notebook="04_baselines", budget=budget, dtype=dtype, own=""
+        )
+        for preset, budget, dtype, value in (
+            ("hard5", "n_train 8", "float32", 0.5),
+            ("hard5_reversed", "n_train 8", "float32", 0.6),
+            ("hard5", "n_train 48", "float32", 0.7),
+            ("hard5", "n_train 8", "bfloat16", 0.8),
+        )
+    ]
+    every = pd.concat(runs, ignore_index=True)
+
+    def load_runs(_, **where):
+        return every[(every[list(where)] == list(where.values())).all(axis=1)]
+
+    monkeypatch.setattr(baselines, "load_runs", load_runs)
+    for metrics in (every, every[every["budget"].eq("n_train 8")]):
+        with pytest.raises(SkillStackError, match="a table is of one"):
+            baselines.orders(metrics)
+    same = baselines.beside(run_of(runs[0]), "model", "dtype", "budget")
+    (probe,) = baselines.orders(same)
+    assert list(probe.loc["measured here", "forward, routed (%)"]) == ["50.0"]
+    assert list(probe.loc["measured here", "reversed, routed (%)"]) == ["60.0"]
 
 
 @pytest.mark.parametrize("column", ["model", "budget", "run"])
@@ -451,7 +481,9 @@ def test_the_cost_figure_adds_the_router_to_all_that_need_it():
 
 def test_the_growth_figure_names_models_and_seeds(monkeypatch):
     found = three_models()
-    monkeypatch.setattr(baselines, "load_runs", lambda _, **where: found)
+    longer = found.assign(value=0.0, budget="n_train 8, lr None, epochs 9")  # is left out
+    both = pd.concat([longer, found], ignore_index=True)
+    monkeypatch.setattr(baselines, "load_runs", lambda _, **where: both)
     drawn = baselines.growth(run_of(found[found["model"].eq("minilm")]))
     assert drawn.answer == (
         "The latest adapter forgets, in points: +30.0 on minilm. Mixed stack minus EWC: "
@@ -491,8 +523,9 @@ def test_figures_of_the_committed_runs_have_titles_and_their_numbers(name, commi
     figure = getattr(drawn.figure, "figure", drawn.figure)
     assert figure.get_size_inches()[0] <= plotting.WIDEST
     assert any(ax.get_title("left") for ax in figure.axes)
-    least = {"baselines_search": 0, "baselines_mpnet": 1, "orders_hard8": 1}.get(name, 2)
+    one = ("baselines_mpnet", "baselines_smollm2", "orders_hard8")
+    least = ({"baselines_search": 0} | dict.fromkeys(one, 1)).get(name, 2)
     assert len(drawn.seeds) == least if least < 2 else len(drawn.seeds) >= 2
-    verdicts = ("baselines_verdicts", "baselines_hard12", "baselines_mpnet")
+    verdicts = ("baselines_verdicts", "baselines_hard12", "baselines_mpnet", "baselines_smollm2")
     assert re.search(r"\d\.\d", drawn.answer) or name in verdicts
     assert not re.search(r"\d", drawn.alt) and "nan" not in drawn.answer

@@ -166,7 +166,9 @@ def _grown(metrics: pd.DataFrame) -> pd.DataFrame:
     pairs |= {f"routed − {name(method)} (pp)": (method, "routed") for method in _AHEAD}
     parts = []
     for model in sorted(set(metrics["model"]) & set(SIZES), key=SIZES.get):
-        apart = _paired(_ours(metrics[metrics["model"].eq(model)]))
+        mine = _ours(metrics[metrics["model"].eq(model)])
+        check_alike(mine, ["dtype", "budget"])
+        apart = _paired(mine)
         for what, (method, metric) in pairs.items():
             cells = apart[apart["method"].eq(method) & apart["metric"].eq(f"{metric}, paired")]
             parts.append(cells.assign(what=what, value=-100 * cells["value"]))
@@ -337,9 +339,10 @@ def _eight(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _streams(metrics: pd.DataFrame, presets: list[str]) -> pd.DataFrame:
-    """Accuracies at the end on streams that may stand side by side: of one model and budget."""
+    """Accuracies at the end on streams that may stand side by side: of one model, precision and
+    budget."""
     found = measured(metrics, eval_task="", preset=presets, metric=["acc", "routed", "mixed"])
-    check_alike(found, ["model", "budget"])
+    check_alike(found, ["model", "dtype", "budget"])
     return in_order(found.rename(columns={"preset": "stream"}), "method", METHODS)
 
 
@@ -589,8 +592,12 @@ def cost(run: Run) -> Drawn:
 def growth(run: Run) -> Drawn:
     """What is forgotten, and how far the stack is ahead, against the size of the backbone: of all
     models on which the same was run, and what was published of forgetting."""
-    found = _beside(run, "preset", "budget", "tasks")
-    grown = _grown(found)
+
+    def spent(runs: pd.DataFrame) -> pd.Series:  # without the learning rate, which is the model's
+        return runs["budget"].str.replace(r"\blr [^,]+", "", regex=True)
+
+    found = beside(run, "preset", "tasks")
+    grown = _grown(found[spent(found).isin(spent(run.alike()))])
     axes = plotting.panels(1, 2, plotting.WIDEST, 4.2)
     titles = ("What the latest adapter forgets", "How far the mixed stack is ahead")
     shown = {_FORGETS: (0, "sequential"), _AHEAD["ewc"]: (1, "ewc"), _AHEAD["joint"]: (1, "joint")}
@@ -636,7 +643,7 @@ def growth(run: Run) -> Drawn:
 
 def eight(run: Run) -> Drawn:
     """`hard8` in each order that was run."""
-    found = _eight(_beside(run, "model", "budget"))
+    found = _eight(beside(run, "model", "dtype", "budget"))
     orders = {preset: f"order {k}" for k, preset in enumerate(_EIGHT, 1)}
     orders = {preset: orders[preset] for preset in orders if preset in set(found["stream"])}
     shown = set(found[["method", "metric"]].itertuples(index=False, name=None))
@@ -657,8 +664,9 @@ def eight(run: Run) -> Drawn:
     return Drawn(ax, answer, alt, look, seeds_of(found))
 
 
-def _beside(run: Run, *same: str) -> pd.DataFrame:
-    """Runs of the notebook that are the same in these columns, none tuned on another stream."""
+def beside(run: Run, *same: str) -> pd.DataFrame:
+    """Runs of the notebook that are the same in these columns of `load_runs`, none tuned on
+    another stream."""
     mine = run.alike()
     same = {column: mine[column].iloc[0] for column in ("notebook", *same)}
     found = load_runs(run.config.output_dir, **same)
@@ -689,6 +697,7 @@ _HARD12 = ("04_baselines", "hard12", "minilm")
 _UPPER = 0.5  # adapters on the upper half of the layers
 _NOW = (_UPPER, "hybrid_embed")
 _EIGHT = ["hard8", *(f"hard8_order{k}" for k in range(2, 9))]
+_LEARNED = ("frames", "sequential", "joint", "ewc")
 _ORDERED = ("frames", "second_look", "sequential")
 _ORDERS = [f"standard4_order{i}" for i in (1, 2, 3)]
 _PROBE = ["hard5", "hard5_reversed"]
@@ -703,9 +712,7 @@ TABLES = {
         "04_baselines", "clinc10", "minilm", partial(accuracy_table, preset="clinc10"), *_NOW
     ),
     "baselines_growth": Table("04_baselines", "hard8", list(SIZES), growth_table, *_NOW),
-    "baselines_mpnet": Table(
-        "04_baselines", "hard8", "mpnet", partial(accuracy_table, preset="hard8"), *_NOW
-    ),
+    "baselines_rows": Table(*_HARD8, rows_table, *_NOW, methods=_LEARNED, seeds=(42,), rows=ANY),
     "baselines_tuned": Table(*_HARD8, tuned_table, *_NOW, methods=("frames", "ewc"), tuned=ANY),
     "baselines_once": Table(*_HARD8, once_table, *_NOW, seeds=(42,)),
     "baselines_all_layers": Table(
@@ -738,15 +745,13 @@ FIGURES["baselines_growth"] = Figure(
 FIGURES["orders_hard8"] = Figure(
     *_HARD8, eight, "Does the order of the tasks matter?", "frames", *_NOW
 )
-FIGURES["baselines_mpnet"] = Figure(
-    "04_baselines",
-    "hard8",
-    "mpnet",
-    verdicts,
-    "And on a model five times the size?",
-    "frames",
-    *_NOW,
-)
+for key, model, question in (
+    ("baselines_mpnet", "mpnet", "And on a model five times the size?"),
+    ("baselines_smollm2", "smollm2-135m", "And on a language model?"),
+):
+    where = ("04_baselines", "hard8", model)
+    TABLES[key] = Table(*where, partial(accuracy_table, preset="hard8"), *_NOW)
+    FIGURES[key] = Figure(*where, verdicts, question, "frames", *_NOW)
 FIGURES["baselines_search"] = Figure(
     *_HARD8, search, "What does each method need to be at its best?", "search"
 )
