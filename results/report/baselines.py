@@ -610,9 +610,10 @@ def growth(run: Run) -> Drawn:
         ends = np.array([bootstrap_interval(values) for _, values in cells]).reshape(-1, 2)
         ax.vlines(at, *ends.T, color=one["color"], lw=1.6)
         ax.plot(at, mean, markersize=7, **one, **plotting.EDGE)
-        for model, value in mean.items() if method == "sequential" else ():
-            where = {"xytext": (6, 4), "textcoords": "offset points", "size": plotting.SMALL}
-            ax.annotate(model, (SIZES[model], value), **where)
+        for k, (model, value) in enumerate(mean.items() if method == "sequential" else ()):
+            side, ha = ((6, "left"), (-6, "right"))[k % 2]  # the next one's bar may be near
+            where = {"xytext": (side, 4), "textcoords": "offset points", "ha": ha}
+            ax.annotate(model, (SIZES[model], value), **where, size=plotting.SMALL)
         sentences[what] = listed(f"{value:+.1f} on {model}" for model, value in mean.items())
     theirs = published(f"{run.config.preset}_table")
     theirs = theirs[theirs["metric"].eq("latest_drop")]
