@@ -3,7 +3,7 @@ asked about its own task's routing rows, on which nothing is reported.
 
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/learning_rate.py --model mpnet
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/learning_rate.py --model smollm2-135m \
-        --dtype bfloat16 --first-adapted-layer 0.5 --rates 5e-4 1e-3 2e-3 4e-3
+        --dtype bfloat16 --first-adapted-layer 0.5 --rates 5e-4 1e-3 2e-3
 
 A rate that is in --out already is not run again.
 """

@@ -167,7 +167,7 @@ def _grown(metrics: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for model in sorted(set(metrics["model"]) & set(SIZES), key=SIZES.get):
         mine = _ours(metrics[metrics["model"].eq(model)])
-        check_alike(mine, ["dtype", "budget"])
+        check_alike(mine)
         apart = _paired(mine)
         for what, (method, metric) in pairs.items():
             cells = apart[apart["method"].eq(method) & apart["metric"].eq(f"{metric}, paired")]
@@ -201,18 +201,13 @@ def tuned_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Methods that learned the training rows, and the same with the routing rows as training rows:
-    mean ± standard deviation over seeds, and the paired difference from the stack that learned the
-    same rows, mean [95 % bootstrap interval]. Index: rows, method."""
-    both = metrics["budget"].str.contains("train_on_router True")
-    words = {False: "training rows", True: "training and routing rows"}
-    columns = {name(m): {"metric": m, "eval_task": ""} for m in ("acc", "routed", "mixed")}
-    columns |= {name("bwt"): "bwt", "mixed − mixed stack (pp)": ("mixed, paired", bootstrapped)}
-    tables = []
-    for more, learned in words.items():
-        ours = _ours(metrics[both.eq(more)]).assign(who=learned)
-        tables.append(summary(pd.concat([ours, _paired(ours)]), ["who", "method"], columns, spread))
-    return pd.concat(tables).rename_axis(["learned", "method"])
+    """`once_table` of methods that learned the training rows, and of those that learned the routing
+    rows too, each against the stack that learned the same. Index: rows, method."""
+    more = metrics["budget"].str.contains("train_on_router True")
+    tables = {"training rows": metrics[~more], "training and routing rows": metrics[more]}
+    tables = {rows: once_table(part) for rows, part in tables.items()}
+    table = pd.concat(tables, names=["learned", "method"])
+    return table.drop(columns="routed − routed stack (pp)")
 
 
 def once_table(metrics: pd.DataFrame) -> pd.DataFrame:

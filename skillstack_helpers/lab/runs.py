@@ -433,8 +433,8 @@ def load_runs(folder: str | Path = "results/runs", **where: str) -> pd.DataFrame
     `budget`; only runs of one model, dtype and budget may be averaged), dtype of the backbone,
     source of the rows, tasks, and the method's own parameters (see `parameters.own`).
     """
-    more = ["notebook", "budget", "source", "tasks", "own", "dtype"]
-    tables = [pd.DataFrame(columns=[*COLUMNS, *more])]
+    columns = [*COLUMNS, "notebook", "budget", "source", "tasks", "own", "dtype"]
+    tables = [pd.DataFrame(columns=columns)]
     for path in sorted(placed(folder).glob("*/run.json")):
         facts = read_facts(path.parent)
         more = {"notebook": facts["config"].get("notebook", "")}
