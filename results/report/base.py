@@ -155,7 +155,7 @@ def summary(
     factor = numbers["unit"].map(SHOWN_AS).astype(float).fillna(1)
     shown = numbers.assign(value=numbers["value"] * factor)
     lines = {key: {} for key in zip(*(shown[row] for row in rows), strict=True)}
-    words = set()
+    words = {}  # what is said of the seeds -> how many there are
     for heading, what in columns.items():
         where, how = what if isinstance(what, tuple) else (what, form)
         where = {"metric": where} if isinstance(where, str) else where
@@ -165,10 +165,11 @@ def summary(
                 raise SkillStackError(f"a table takes one run of a seed, got {runs}")
             lines[key][heading] = how(cell)
             if (over := cell["seed"].nunique()) > 1 and how in _OVER_SEEDS:
-                words.add(_OVER_SEEDS[how].format(over))
+                words.setdefault(_OVER_SEEDS[how], set()).add(over)
     lines = [dict(zip(rows, key, strict=True)) | line for key, line in lines.items() if line]
     table = pd.DataFrame(lines, columns=[*rows, *columns]).set_index([*rows])
-    table.columns.name = "; ".join(sorted(words)) or None
+    said = [say.format(" or ".join(map(str, sorted(over)))) for say, over in words.items()]
+    table.columns.name = "; ".join(sorted(said)) or None
     return table if form is number else table.astype(object).fillna("")
 
 

@@ -54,8 +54,9 @@ def titled(ax: Axes, title: str) -> Axes:
 
 def headed(ax: Axes, title: str, columns: int = 1) -> None:
     """A title above the legend of an axes; columns: of the legend."""
-    ax.legend(ncols=columns, **ABOVE)
-    ax.set_title(title, fontsize=TITLE, loc="left", pad=26)
+    legend = ax.legend(ncols=columns, **ABOVE)
+    rows = -(-len(legend.get_texts()) // columns)
+    ax.set_title(title, fontsize=TITLE, loc="left", pad=10 + 16 * rows)
 
 
 def name_lines(ax: Axes, names: Sequence[str]) -> None:
