@@ -541,8 +541,9 @@ def show(table: pd.DataFrame) -> str:
     cost = [c for c in ends if c.startswith(("seconds", "ms", "MB"))]
     kept = [c for c in ends if c.startswith(("confidence", "accuracy", "answers"))]
     steps = table[(table["what"] == "routed") & (table["variant"] == "")]
-    steps = steps.assign(step="after " + steps["step"].astype(str), value=100 * steps["value"])
+    steps = steps.assign(value=100 * steps["value"])
     steps = steps.pivot_table(index=[*KEYS, "task"], columns="step", values="value", sort=False)
+    steps = steps.sort_index(axis=1).rename(columns="after {}".format)
     parts = {
         "Right answers by label name (%, mean over tasks), cost": ends[first + cost].dropna(
             how="all"

@@ -652,6 +652,9 @@ def eight(run: Run) -> Drawn:
     best = 100 * table[[way == "mixed" for _, way in lines]]
     ends = [f"{k} {row.min():.1f} to {row.max():.1f} %" for k, row in best.iterrows()]
     answer = f"From the worst of {len(orders)} orders to the best: {'; '.join(ends)}."
+    if ("ewc", "mixed") in lines:
+        ahead = (cells.loc[("frames", "mixed")] > cells.loc[("ewc", "mixed")]).sum()
+        answer += f" Mixed, the stack is ahead of EWC in {ahead} of them."
     alt = "A line for each method and way to answer, on it a mark for each order of the tasks."
     look = (
         "The same tasks and rows in every order; a mark is one of them. The wider a line's marks "
