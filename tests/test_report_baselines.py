@@ -489,7 +489,7 @@ def test_the_growth_figure_names_models_and_seeds(monkeypatch):
         "The latest adapter forgets, in points: +30.0 on minilm. Mixed stack minus EWC: "
         "+10.0 on minilm and +20.0 on mpnet. Mixed stack minus joint training: none."
     )
-    assert drawn.models == ("minilm", "mpnet, bfloat16") and drawn.seeds == [1, 2, 3, 4]
+    assert drawn.models == ("minilm, seeds 1, 2, 3, 4", "mpnet, bfloat16, seeds 1, 2, 3, 4")
     left, right = drawn.figure.axes
     assert [text.get_text() for text in left.texts] == ["minilm"]
     assert list(right.lines[0].get_xdata()) == [22.7, 109.5]

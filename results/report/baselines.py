@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from skillstack_helpers.lab import plotting
-from skillstack_helpers.lab.display import Drawn, listed
+from skillstack_helpers.lab.display import Drawn, listed, seeds_said
 from skillstack_helpers.lab.names import SIZES, name, style
 from skillstack_helpers.lab.parameters import METHODS, VALIDATION_ROWS
 from skillstack_helpers.lab.runs import Run, load_runs, read_run, tuned_on
@@ -633,7 +633,8 @@ def growth(run: Run) -> Drawn:
         "Bars: 95 % bootstrap interval over seeds and tasks. Published: Llama-3.2, one run each, "
     )
     look += "with adapters on all layers."
-    models = tuple(_precise(one) for _, one in grown.groupby("model", sort=False))
+    by = grown.groupby("model", sort=False)
+    models = tuple(f"{_precise(one)}, {seeds_said(seeds_of(one))}" for _, one in by)
     return Drawn(axes[0].figure, answer, alt, look, seeds_of(run.alike()), models)
 
 
@@ -653,8 +654,11 @@ def eight(run: Run) -> Drawn:
     ends = [f"{k} {row.min():.1f} to {row.max():.1f} %" for k, row in best.iterrows()]
     answer = f"From the worst of {len(orders)} orders to the best: {'; '.join(ends)}."
     if ("ewc", "mixed") in lines:
-        ahead = (cells.loc[("frames", "mixed")] > cells.loc[("ewc", "mixed")]).sum()
-        answer += f" Mixed, the stack is ahead of EWC in {ahead} of them."
+        stack, n = cells.loc[("frames", "mixed"), list(orders)], len(orders)
+        ahead, better = (stack > cells.loc[("ewc", "mixed")]).sum(), (stack > stack.iloc[0]).sum()
+        best = f"{better} orders suit it better" if better else "no order suits it better"
+        first = f"Mixed, the stack is ahead of EWC in {ahead} of {n} orders, and {best} than the "
+        answer = f"{first}published one. {answer}"
     alt = "A line for each method and way to answer, on it a mark for each order of the tasks."
     look = (
         "The same tasks and rows in every order; a mark is one of them. The wider a line's marks "

@@ -19,7 +19,7 @@ from scipy.stats import t
 
 from skillstack_helpers.errors import SkillStackError
 from skillstack_helpers.lab import plotting
-from skillstack_helpers.lab.display import Drawn
+from skillstack_helpers.lab.display import Drawn, seeds_said
 from skillstack_helpers.lab.names import GREEN, GREY, ORANGE, RED
 from skillstack_helpers.metrics import LEAST_VALUES, bootstrap_interval
 
@@ -167,11 +167,10 @@ def table(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             line["sees (pp)"] = "" if np.isnan(found.sees) else f"{found.sees:.1f}"
             sides = [side for side in claim.ours if side is not None]
             mine = pd.concat([rows[meant(rows, side)] for side in sides])
-            seeds = sorted(values.index.get_level_values("seed").unique())
             line["runs"] = (
                 f"{claim.runs.notebook[:2]}, {', '.join(mine['preset'].unique())}, "
                 f"{claim.runs.model}, "
-                f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+                f"{seeds_said(values.index.get_level_values('seed').unique())}"
             )
             used += list(mine["run_id"].unique())
         lines.append(line | {"why": claim.why})

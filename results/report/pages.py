@@ -21,7 +21,7 @@ import pandas as pd
 
 from skillstack_helpers.errors import checked_name
 from skillstack_helpers.files import read_json, write_atomic
-from skillstack_helpers.lab.display import Drawn, markdown_table, png, readable
+from skillstack_helpers.lab.display import Drawn, markdown_table, png, readable, seeds_said
 from skillstack_helpers.lab.runs import load_runs, placed, read_facts, read_run, repo_root
 from skillstack_helpers.progress import progress
 
@@ -66,9 +66,10 @@ def table_block(name: str, runs: pd.DataFrame) -> str:
     made = entry.make(found)
     parts = [markdown_table(part) for part in apart(made)]
     notes = [made.columns.name] if made.columns.name else []
+    seeds = [] if "seeds" in made else [seeds_said(found["seed"].unique())]  # or in each line
     return (
         "\n\n*Published:*\n\n".join(parts)
-        + f"\n\n*{'; '.join([*notes, *origin(found)])}*\n\n"
+        + f"\n\n*{'; '.join([*notes, *seeds, *origin(found)])}*\n\n"
         + ids(found["run_id"].unique())
     )
 
@@ -90,14 +91,12 @@ def apart(table: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def origin(found: pd.DataFrame) -> list[str]:
-    """Notebook, model, seeds, budget and device of runs, and the command that makes one of them."""
+    """Model, budget and device of runs, and the command that makes one of them."""
     facts = [read_facts(placed("results/runs") / run) for run in found["run_id"].unique()]
-    seeds = sorted(found["seed"].unique())
     rows = {f"{f['config']['n_train']} and {f['config']['n_eval']}" for f in facts}
     devices = {f"{f['device'].partition(':')[0]}, {f['backbone']['dtype']}" for f in facts}
     return [
         ", ".join(sorted(found["model"].unique())),
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
         f"{' or '.join(sorted(rows))} training and evaluation rows per class",
         " or ".join(sorted(devices)),
         f"`{command(facts[0])}`",

@@ -23,7 +23,7 @@ class Drawn(NamedTuple):
     alt: str  # what is in the picture, for those who do not see it
     look: str  # what to look at
     seeds: Sequence[int] = ()  # that it is over; none: of one run
-    models: Sequence[str] = ()  # the same; none: the run's
+    models: Sequence[str] = ()  # of several models: each with its precision and seeds
 
 
 def png(drawn) -> bytes:
@@ -108,3 +108,13 @@ def listed(names: Iterable[str]) -> str:
     """
     *most, last = [name(each) for each in names] or ["none"]
     return " and ".join(filter(None, (", ".join(most), last)))
+
+
+def seeds_said(seeds: Iterable[int]) -> str:
+    """Seeds below a table or figure.
+
+    >>> seeds_said([7, 42]), seeds_said([42])
+    ('seeds 7, 42', 'seed 42')
+    """
+    said = [str(seed) for seed in sorted(seeds)]
+    return f"seed{'s' * (len(said) > 1)} {', '.join(said)}"

@@ -46,7 +46,7 @@ from ..files import (
 )
 from ..progress import progress
 from ..tasks import TASKS, TaskData
-from .display import Drawn, png, show_picture, show_sentences
+from .display import Drawn, png, seeds_said, show_picture, show_sentences
 from .parameters import RunConfig, own, placed, repo_root
 
 if TYPE_CHECKING:  # figures are drawn from runs without torch
@@ -205,13 +205,12 @@ class Run:
     def caption(self, drawn: Drawn) -> str:
         """What to look at in a figure of this run, and what it was measured on."""
         config, (device, _, _) = self.config, self.facts["device"].partition(":")
-        seeds = sorted(drawn.seeds or [config.seed])
-        models = ", ".join(drawn.models or [self.model])
-        facts = [config.preset, models, f"seed{'s' * (len(seeds) > 1)} "]
-        facts[-1] += ", ".join(map(str, seeds))
+        facts = [self.model, seeds_said(drawn.seeds or [config.seed])]
         rows = f"{config.n_train} training and {config.n_eval} evaluation rows per class"
         facts += [rows, f"{device}, {self.facts['backbone']['dtype']}"]
-        return f"{drawn.look} {'; '.join(facts)}."
+        if drawn.models:  # each says its own seeds and precision
+            facts = [*drawn.models, rows, device]
+        return f"{drawn.look} {'; '.join([config.preset, *facts])}."
 
     def conclude(self, *more: str) -> None:
         """Show what came out: the answers of the figures, and more sentences. They are kept, and
