@@ -288,3 +288,15 @@ def test_a_formula_would_have_raised():
     ax.set_title(TYPED)
     with pytest.raises(ValueError):
         ax.figure.savefig("/dev/null", format="png")
+
+
+@pytest.mark.parametrize("names", [1, 4, 5, 6])
+def test_a_title_stands_above_all_rows_of_its_legend(names):
+    (ax,) = plotting.panels(1, 1, plotting.WIDEST, 4)
+    for name in range(names):
+        ax.plot([0, 1], label=f"line {name}")
+    plotting.headed(ax, "A title", 2)
+    ax.figure.canvas.draw()
+    above = ax._left_title.get_window_extent()
+    assert above.y0 >= ax.get_legend().get_window_extent().y1 - 1  # pixels
+    assert above.y1 <= ax.figure.bbox.y1
