@@ -23,6 +23,7 @@ from .base import (
     bootstrapped,
     chance,
     check_alike,
+    ends_said,
     figures,
     in_order,
     mean,
@@ -179,6 +180,27 @@ def _precise(found: pd.DataFrame) -> str:
     """The model of a table's rows, with its precision where that is not the usual one."""
     dtypes = [dtype for dtype in found["dtype"].unique() if dtype != "float32"]
     return ", ".join([found["model"].iloc[0], *dtypes])
+
+
+def precision_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The stack on one backbone in one precision after another, on the seeds that all have: mean ±
+    standard deviation over seeds; the difference is from the first, mixed, on the same task and
+    seed. Index: model, method."""
+    ours = in_order(measured(metrics, method=METHODS), "method", METHODS)
+    have = ours.groupby("seed")["model"].transform("nunique")
+    ours = ours[have.eq(ours["model"].nunique())].sort_values("model", kind="stable")
+    first = {"model": ours["model"].iloc[0], "metric": "mixed"}
+    cells = ours[ours["eval_task"].ne("") & ours["metric"].eq("mixed")]
+    apart = minus(cells, ["seed", "eval_task", "method"], **first)
+    cells = cells.assign(value=apart, metric="apart")[~meant(cells, first)]
+    columns = {name(m): {"metric": m, "eval_task": ""} for m in ("acc", "routed", "mixed")}
+    columns |= {name("bwt"): "bwt", "mixed − first (pp)": ("apart", bootstrapped)}
+    tables = {
+        _precise(part): summary(part, ["method"], columns, spread)
+        for _, part in pd.concat([ours, cells]).groupby("model", sort=False)
+    }
+    *_, last = tables.values()  # which has differences to speak of
+    return pd.concat(tables, names=["model"]).rename_axis(columns=last.columns.name)
 
 
 def tuned_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -549,6 +571,28 @@ def tasks(run: Run) -> Drawn:
     return Drawn(ax, answer, alt, look, seeds_of(found))
 
 
+def bars(run: Run) -> Drawn:
+    """Accuracy on every task at the end: latest adapter, saved frames, routed stack."""
+    found, order = _ours(run.alike()), list(run.config.task_names)
+    columns = {
+        name("sequential"): {"method": "sequential", "metric": "final"},
+        name("frames"): {"method": "frames", "metric": "final"},
+        "routed stack": {"method": "frames", "metric": "routed"},
+    }
+    tables = with_ends(found[found["eval_task"].isin(order)], ["eval_task"], columns)
+    means, low, high = (table.loc[order] / 100 for table in tables)
+    lost = 100 * (means[name("sequential")] - means[name("frames")])[:-1]  # since it was learned
+    kept = figures(found, ["method"], {"pp": "bwt"}).loc["frames", "pp"]
+    answer = f"The latest adapter loses {-lost.mean():.1f} points on earlier tasks, most on "
+    answer += f"{lost.idxmin()} ({lost.min():+.1f}); the saved frames lose {0.0 - kept:.1f}."
+    seeds = seeds_of(found)
+    ends = {"low": low, "high": high} if len(seeds) > 1 else {}
+    ax = plotting.task_bars(means.assign(chance=chance(run)), **ends)
+    alt = "Three bars for every task: latest adapter, saved frames, routed stack; chance is dotted."
+    look = "Blue above red is what forgetting costs; blue above green is what the router costs."
+    return Drawn(ax, answer, alt, look + ends_said(found, "Lines"), seeds)
+
+
 def cost(run: Run) -> Drawn:
     """Bytes to keep, and the router's that come on top where the task is not told."""
     found = _ours(run.alike())
@@ -605,10 +649,11 @@ def growth(run: Run) -> Drawn:
         ends = np.array([bootstrap_interval(values) for _, values in cells]).reshape(-1, 2)
         ax.vlines(at, *ends.T, color=one["color"], lw=1.6)
         ax.plot(at, mean, markersize=7, **one, **plotting.EDGE)
-        for k, (model, value) in enumerate(mean.items() if method == "sequential" else ()):
-            side, ha = ((6, "left"), (-6, "right"))[k % 2]  # the next one's bar may be near
-            where = {"xytext": (side, 4), "textcoords": "offset points", "ha": ha}
-            ax.annotate(model, (SIZES[model], value), **where, size=plotting.SMALL)
+        where = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "rotation": 90}
+        for model, (_, high) in zip(
+            mean.index if method == "sequential" else (), ends, strict=False
+        ):
+            ax.annotate(model, (SIZES[model], high), **where, size=plotting.SMALL)
         sentences[what] = listed(f"{value:+.1f} on {model}" for model, value in mean.items())
     theirs = published(f"{run.config.preset}_table")
     theirs = theirs[theirs["metric"].eq("latest_drop")]
@@ -714,7 +759,9 @@ TABLES = {
     "baselines_clinc10": Table(
         "04_baselines", "clinc10", "minilm", partial(accuracy_table, preset="clinc10"), *_NOW
     ),
-    "baselines_growth": Table("04_baselines", "hard8", list(SIZES), growth_table, *_NOW),
+    "baselines_growth": Table(
+        "04_baselines", "hard8", list(SIZES), growth_table, *_NOW, methods=_LEARNED
+    ),
     "baselines_rows": Table(*_HARD8, rows_table, *_NOW, methods=_LEARNED, seeds=(42,), rows=ANY),
     "baselines_tuned": Table(*_HARD8, tuned_table, *_NOW, methods=("frames", "ewc"), tuned=ANY),
     "baselines_once": Table(*_HARD8, once_table, *_NOW, seeds=(42,)),
@@ -742,6 +789,10 @@ FIGURES = {
 FIGURES["baselines_hard12"] = Figure(
     *_HARD12, verdicts, "And with twelve tasks, four of them about pairs?", "frames", *_NOW
 )
+FIGURES["mpnet_tasks"] = Figure(
+    "04_baselines", "hard8", "mpnet", bars, "What is left of eight tasks on a model of the "
+    "published level?", "frames", *_NOW
+)  # fmt: skip
 FIGURES["baselines_growth"] = Figure(
     *_HARD8, growth, "Does it grow with the model?", "frames", *_NOW
 )
@@ -751,10 +802,15 @@ FIGURES["orders_hard8"] = Figure(
 for key, model, question in (
     ("baselines_mpnet", "mpnet", "And on a model five times the size?"),
     ("baselines_smollm2", "smollm2-135m", "And on a language model?"),
+    ("baselines_gemma3", "gemma3-270m", "And on a language model twice its size?"),
 ):
     where = ("04_baselines", "hard8", model)
     TABLES[key] = Table(*where, partial(accuracy_table, preset="hard8"), *_NOW)
     FIGURES[key] = Figure(*where, verdicts, question, "frames", *_NOW)
+TABLES["baselines_nf4"] = Table(
+    "04_baselines", "hard8", ["smollm2-135m", "smollm2-135m nf4"], precision_table, *_NOW,
+    methods=("frames", "sequential"),
+)  # fmt: skip
 FIGURES["baselines_search"] = Figure(
     *_HARD8, search, "What does each method need to be at its best?", "search"
 )
