@@ -189,6 +189,7 @@ def _runs(
 _STREAM = _runs("04_baselines", "hard8", 0.5, "hybrid_embed")
 _MPNET = _runs("04_baselines", "hard8", 0.5, "hybrid_embed", "mpnet")
 _SMOLLM2 = _runs("04_baselines", "hard8", 0.5, "hybrid_embed", "smollm2-135m")
+_GEMMA3 = _runs("04_baselines", "hard8", 0.5, "hybrid_embed", "gemma3-270m")
 _HARD12 = _runs("04_baselines", "hard12", 0.5, "hybrid_embed")
 _WHOLE = _runs("04_baselines", "hard8", None)
 
@@ -260,6 +261,7 @@ CLAIMS = (
     ),
     *_on("hard8, a larger encoder", _MPNET, "on minilm"),
     *_on("hard8, a language model", _SMOLLM2),
+    *_on("hard8, a larger language model", _GEMMA3, "on minilm"),
     Claim(
         "hard12: the latest adapter has forgotten what saved frames keep",
         "hard12_table",
