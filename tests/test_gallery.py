@@ -151,8 +151,8 @@ def test_no_table_has_more_than_eight_columns_and_each_says_what_it_is_of(made):
         for line in re.findall(r"(?m)^(\|.*\|)\n\| ---", text):
             assert line.count("|") - 1 <= 8, line
         for block in re.findall(r"<!-- table: \w+ -->\n(.*?)<!-- end -->", text, flags=re.S):
-            assert re.search(r"seeds? \d|\| seeds \|", block), block[-500:]
-            assert re.search(r"`papermill \d\d_\w+\.ipynb", block), block[-500:]
+            seeds = "" if "| seeds |" in block else r"seeds? \d.*"  # or in a column
+            assert re.search(seeds + r"`papermill \d\d_\w+\.ipynb", block), block[-500:]
             assert "<details><summary>" in block
 
 

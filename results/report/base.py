@@ -22,6 +22,9 @@ SHOWN_AS = {"fraction": 100, "bytes": 1e-6, "count": 1e-6}  # percent or points,
 
 
 ANY = "any"  # first_adapted_layer: whatever it is
+# Bars of the latest adapter, the saved frames and the routed stack, a group a task.
+BARS = "Three bars for every task: latest adapter, saved frames, routed stack; chance is dotted."
+BARS_LOOK = "Blue above red is what forgetting costs; blue above green is what the router costs."
 
 
 class Table(NamedTuple):
@@ -215,6 +218,15 @@ def seeds_of(found: pd.DataFrame) -> list[int]:
 def ends_said(found: pd.DataFrame, what: str = "Bars") -> str:
     """What the intervals of a figure over seeds are, where it has any."""
     return f" {what}: lowest and highest seed." if found["seed"].nunique() > 1 else ""
+
+
+def forgotten_said(drop: float, lost: pd.Series, kept: float) -> str:
+    """What the latest adapter and the frames lose on earlier tasks (mean drop, points), and on
+    which of them the adapter lost most (lost: points, by task)."""
+    return (
+        f"The latest adapter loses {drop:.1f} points on earlier tasks, most on {lost.idxmin()} "
+        f"({lost.min():+.1f}); the saved frames lose {kept:.1f}."
+    )
 
 
 def files(run: Run, name: str) -> pd.DataFrame:

@@ -18,6 +18,8 @@ from skillstack_helpers.tasks import PRESETS
 
 from .base import (
     ANY,
+    BARS,
+    BARS_LOOK,
     Figure,
     Table,
     bootstrapped,
@@ -25,6 +27,7 @@ from .base import (
     check_alike,
     ends_said,
     figures,
+    forgotten_said,
     in_order,
     mean,
     meant,
@@ -583,14 +586,11 @@ def bars(run: Run) -> Drawn:
     means, low, high = (table.loc[order] / 100 for table in tables)
     lost = 100 * (means[name("sequential")] - means[name("frames")])[:-1]  # since it was learned
     kept = figures(found, ["method"], {"pp": "bwt"}).loc["frames", "pp"]
-    answer = f"The latest adapter loses {-lost.mean():.1f} points on earlier tasks, most on "
-    answer += f"{lost.idxmin()} ({lost.min():+.1f}); the saved frames lose {0.0 - kept:.1f}."
+    answer = forgotten_said(-lost.mean(), lost, 0.0 - kept)
     seeds = seeds_of(found)
     ends = {"low": low, "high": high} if len(seeds) > 1 else {}
     ax = plotting.task_bars(means.assign(chance=chance(run)), **ends)
-    alt = "Three bars for every task: latest adapter, saved frames, routed stack; chance is dotted."
-    look = "Blue above red is what forgetting costs; blue above green is what the router costs."
-    return Drawn(ax, answer, alt, look + ends_said(found, "Lines"), seeds)
+    return Drawn(ax, answer, BARS, BARS_LOOK + ends_said(found, "Lines"), seeds)
 
 
 def cost(run: Run) -> Drawn:
@@ -649,11 +649,10 @@ def growth(run: Run) -> Drawn:
         ends = np.array([bootstrap_interval(values) for _, values in cells]).reshape(-1, 2)
         ax.vlines(at, *ends.T, color=one["color"], lw=1.6)
         ax.plot(at, mean, markersize=7, **one, **plotting.EDGE)
-        where = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "rotation": 90}
-        for model, (_, high) in zip(
-            mean.index if method == "sequential" else (), ends, strict=False
-        ):
-            ax.annotate(model, (SIZES[model], high), **where, size=plotting.SMALL)
+        if what == _FORGETS:
+            how = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "rotation": 90}
+            for model, (_, high) in zip(mean.index, ends, strict=True):
+                ax.annotate(model, (SIZES[model], high), **how, size=plotting.SMALL)
         sentences[what] = listed(f"{value:+.1f} on {model}" for model, value in mean.items())
     theirs = published(f"{run.config.preset}_table")
     theirs = theirs[theirs["metric"].eq("latest_drop")]

@@ -9,7 +9,18 @@ from skillstack_helpers.lab.display import Drawn, listed
 from skillstack_helpers.lab.names import name
 from skillstack_helpers.lab.runs import Run
 
-from .base import Figure, Table, crossed, measured, number, published, summary
+from .base import (
+    BARS,
+    BARS_LOOK,
+    Figure,
+    Table,
+    crossed,
+    forgotten_said,
+    measured,
+    number,
+    published,
+    summary,
+)
 
 COLUMNS = [
     "latest_drop",
@@ -59,11 +70,8 @@ def matrix(run: Run) -> Drawn:
     """The accuracy matrix of the latest adapter, and what was lost in it."""
     table, tasks = run.read("matrix.csv"), per_task(run.metrics)
     lost = 100 * (tasks["latest adapter"] - tasks["saved frames"])[:-1]
-    answer = (
-        f"The latest adapter loses {100 * run.value('latest_drop'):.1f} points on earlier tasks, "
-        f"most on {lost.idxmin()} ({lost.min():+.1f}); the saved frames lose "
-        f"{100 * run.value('stack_drop'):.1f}."
-    )
+    adapter, frames = (100 * run.value(of) for of in ("latest_drop", "stack_drop"))
+    answer = forgotten_said(adapter, lost, frames)
     look = "Read a column downwards: one task's fate under the latest adapter. Left, white is "
     look += "chance; right, red is lost."
     return Drawn(plotting.accuracy_matrix(table, tasks["chance"]), answer, MATRIX, look)
@@ -80,9 +88,7 @@ def tasks(run: Run) -> Drawn:
         f"The latest adapter beats the routed stack on {len(better)} of {len(table)} tasks"
     )
     answer += f" ({listed(better)})." if len(better) else "."
-    alt = "Three bars for every task: latest adapter, saved frames, routed stack; chance is dotted."
-    look = "Blue above red is what forgetting costs; blue above green is what the router costs."
-    return Drawn(plotting.task_bars(table), answer, alt, look)
+    return Drawn(plotting.task_bars(table), answer, BARS, BARS_LOOK)
 
 
 def confusion(run: Run) -> Drawn:

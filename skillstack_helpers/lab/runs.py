@@ -205,11 +205,12 @@ class Run:
     def caption(self, drawn: Drawn) -> str:
         """What to look at in a figure of this run, and what it was measured on."""
         config, (device, _, _) = self.config, self.facts["device"].partition(":")
-        facts = [self.model, seeds_said(drawn.seeds or [config.seed])]
         rows = f"{config.n_train} training and {config.n_eval} evaluation rows per class"
-        facts += [rows, f"{device}, {self.facts['backbone']['dtype']}"]
         if drawn.models:  # each says its own seeds and precision
             facts = [*drawn.models, rows, device]
+        else:
+            facts = [self.model, seeds_said(drawn.seeds or [config.seed]), rows]
+            facts.append(f"{device}, {self.facts['backbone']['dtype']}")
         return f"{drawn.look} {'; '.join([config.preset, *facts])}."
 
     def conclude(self, *more: str) -> None:
