@@ -56,6 +56,16 @@ def test_gaps_are_paired_by_seed_and_task():
         gap(pd.concat([ROWS, ROWS]), ({"method": "x"}, None))
 
 
+def test_a_claim_of_which_one_side_was_not_run_is_not_measured():
+    runs = load_runs()
+    runs = runs[~(runs["model"].eq("gemma3-270m") & runs["method"].eq("joint"))]
+    table, _ = claims.table(runs)
+    lacks = table.index.str.startswith("hard8, a larger language model:")
+    verdicts = table.loc[lacks, "verdict"].set_axis(["forgets", "EWC", "joint"])
+    assert verdicts["joint"] == "not measured" and "not measured" not in verdicts[:2].tolist()
+    assert "4 were not measured" in claims.figure(runs).answer  # three of methods not built here
+
+
 def test_published_numbers_are_read_and_not_typed():
     ewc, latest = ({"method": m, "metric": "accuracy"} for m in ("ewc", "latest"))
     assert said(Claim("", "hard8_ewc", (ewc, latest), None)) == "+5.6 (57.9 against 52.3)"

@@ -144,9 +144,14 @@ def ablation_table(metrics: pd.DataFrame) -> pd.DataFrame:
         "mixed − first line (pp)": ("gain", bootstrapped),
     }
     table = summary(pd.concat([ours, cells]), ["stack", "method"], columns, mean)
-    seeds = ours.groupby(["stack", "method"])["seed"].unique()
-    table["seeds"] = [", ".join(map(str, sorted(seeds[line]))) for line in table.index]
+    lines = ours.groupby(["stack", "method"])
+    table["seeds"] = [_seeds(lines.get_group(line)) for line in table.index]
     return table
+
+
+def _seeds(found: pd.DataFrame) -> str:
+    """The seeds of these numbers, for a table's cell."""
+    return ", ".join(map(str, sorted(seeds_of(found))))
 
 
 def growth_table(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -155,11 +160,10 @@ def growth_table(metrics: pd.DataFrame) -> pd.DataFrame:
     found = _grown(metrics)
     lines = []
     for model, one in found.groupby("model", sort=False):
-        seeds = sorted(metrics.loc[metrics["model"].eq(model), "seed"].unique())
         cells = {what: bootstrapped(cell) for what, cell in one.groupby("what", sort=False)}
         line = {"model": _precise(one), "parameters (millions)": f"{SIZES[model]:.0f}"}
         lines.append(line | cells)
-        lines[-1]["seeds"] = ", ".join(map(str, seeds))
+        lines[-1]["seeds"] = _seeds(metrics[metrics["model"].eq(model)])
     return pd.DataFrame(lines).set_index("model").fillna("")
 
 
@@ -220,7 +224,7 @@ def tuned_table(metrics: pd.DataFrame) -> pd.DataFrame:
         pairs = _paired(ours)
         ewc = pd.concat([part[part["method"].eq("ewc")] for part in (ours, pairs)])
         table = summary(ewc, ["preset", "who"], columns, spread)
-        table["seeds"] = ", ".join(map(str, sorted(ewc["seed"].unique())))
+        table["seeds"] = _seeds(ewc)
         tables.append(table)
     return pd.concat(tables).rename_axis(["stream", "tuned on"])
 
@@ -335,8 +339,7 @@ def eight_table(metrics: pd.DataFrame) -> pd.DataFrame:
     if not len(found):
         return found
     table = summary(found.drop(columns="run_id"), ["method"], columns, over_orders)
-    seeds = ", ".join(map(str, sorted(found["seed"].unique())))
-    over = f"{found['stream'].nunique()} orders, seed {seeds}"
+    over = f"{found['stream'].nunique()} orders, seed {_seeds(found)}"
     return table.rename_axis(columns=f"mean ± standard deviation [lowest, highest] over {over}")
 
 
