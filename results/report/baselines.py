@@ -54,7 +54,11 @@ _KEPT = {  # what must be kept of the rows, beside weights, to learn the next ta
     "sums": ("lda_union",),
 }
 _FORGETS = "latest adapter forgets (pp)"
-_AHEAD = {method: f"mixed − {name(method)} (pp)" for method in ("ewc", "joint")}
+_AHEAD = {
+    (how, method): f"{how} − {name(method)} (pp)"
+    for how in ("mixed", "routed")
+    for method in ("ewc", "joint")
+}
 _OF_FRAMES = ("frames", "second_look", "merged", "distilled")
 DASHES = ["-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 4))]
 
@@ -170,8 +174,8 @@ def growth_table(metrics: pd.DataFrame) -> pd.DataFrame:
 def _grown(metrics: pd.DataFrame) -> pd.DataFrame:
     """Differences in points, one a model, seed and task, by what they are of (`what`), of models
     whose size is known, the smallest first."""
-    pairs = {_FORGETS: ("sequential", "final")} | {_AHEAD[m]: (m, "mixed") for m in _AHEAD}
-    pairs |= {f"routed − {name(method)} (pp)": (method, "routed") for method in _AHEAD}
+    pairs = {_FORGETS: ("sequential", "final")}
+    pairs |= {what: (method, how) for (how, method), what in _AHEAD.items()}
     parts = []
     for model in sorted(set(metrics["model"]) & set(SIZES), key=SIZES.get):
         mine = _ours(metrics[metrics["model"].eq(model)])
@@ -642,7 +646,8 @@ def growth(run: Run) -> Drawn:
     grown = _grown(found[spent(found).isin(spent(run.alike()))])
     axes = plotting.panels(1, 2, plotting.WIDEST, 4.2)
     titles = ("What the latest adapter forgets", "How far the mixed stack is ahead")
-    shown = {_FORGETS: (0, "sequential"), _AHEAD["ewc"]: (1, "ewc"), _AHEAD["joint"]: (1, "joint")}
+    shown = {_FORGETS: (0, "sequential")}
+    shown |= {what: (1, method) for (how, method), what in _AHEAD.items() if how == "mixed"}
     sentences = {}
     for what, (panel, method) in shown.items():
         one, ax = style(name(method)) | {"linestyle": "none"}, axes[panel]
@@ -671,9 +676,11 @@ def growth(run: Run) -> Drawn:
         ax.set_xlim(15, 5000)
         plotting.headed(ax, title, 2)
     axes[0].set_ylabel("percentage points")
-    answer = f"The latest adapter forgets, in points: {sentences[_FORGETS]}."
-    for method, what in _AHEAD.items():
-        answer += f" Mixed stack minus {name(method)}: {sentences[what]}."
+    answer = f"Of {grown['model'].nunique()} models, the mixed stack is {_won(grown, 'mixed')}; "
+    answer += f"with one frame a text it is {_won(grown, 'routed')}. The latest adapter forgets, "
+    answer += f"in points: {sentences.pop(_FORGETS)}."
+    for what, said in sentences.items():
+        answer += f" Mixed stack minus {name(shown[what][1])}: {said}."
     alt = "Two panels over the number of parameters: what the latest adapter forgets, beside "
     alt += "published runs, and the mixed stack's lead over EWC and joint training."
     look = (
@@ -683,6 +690,17 @@ def growth(run: Run) -> Drawn:
     by = grown.groupby("model", sort=False)
     models = tuple(f"{_precise(one)}, {seeds_said(seeds_of(one))}" for _, one in by)
     return Drawn(axes[0].figure, answer, alt, look, seeds_of(run.alike()), models)
+
+
+def _won(grown: pd.DataFrame, how: str) -> str:
+    """On how many models the stack is ahead of EWC and of joint training, and behind."""
+    said = []
+    for method in ("ewc", "joint"):
+        cells = grown[grown["what"].eq(_AHEAD[how, method])].groupby("model")["value"]
+        low, high = np.array([bootstrap_interval(values) for _, values in cells]).reshape(-1, 2).T
+        won, lost = (low > 0).sum(), (high < 0).sum()
+        said.append(f"ahead of {name(method)} on {won} and behind on {lost}")
+    return ", ".join(said)
 
 
 def eight(run: Run) -> Drawn:
