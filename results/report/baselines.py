@@ -827,6 +827,9 @@ for key, model, question in (
     where = ("04_baselines", "hard8", model)
     TABLES[key] = Table(*where, partial(accuracy_table, preset="hard8"), *_NOW)
     FIGURES[key] = Figure(*where, verdicts, question, "frames", *_NOW)
+TABLES["baselines_smollm2_hard12"] = Table(
+    "04_baselines", "hard12", "smollm2-135m", partial(accuracy_table, preset="hard12"), *_NOW
+)
 TABLES["baselines_nf4"] = Table(
     "04_baselines", "hard8", ["smollm2-135m", "smollm2-135m nf4"], precision_table, *_NOW,
     methods=("frames", "sequential"), seeds=(42,),
