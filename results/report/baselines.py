@@ -644,6 +644,9 @@ def growth(run: Run) -> Drawn:
 
     found = beside(run, "preset", "tasks")
     grown = _grown(found[spent(found).isin(spent(run.alike()))])
+    parts = grown.groupby(["what", "model"], sort=False)["value"]
+    lines = [(*of, values.mean(), *bootstrap_interval(values)) for of, values in parts]
+    lines = pd.DataFrame(lines, columns=["what", "model", "mean", "low", "high"])
     axes = plotting.panels(1, 2, plotting.WIDEST, 4.2)
     titles = ("What the latest adapter forgets", "How far the mixed stack is ahead")
     shown = {_FORGETS: (0, "sequential")}
@@ -651,17 +654,16 @@ def growth(run: Run) -> Drawn:
     sentences = {}
     for what, (panel, method) in shown.items():
         one, ax = style(name(method)) | {"linestyle": "none"}, axes[panel]
-        cells = grown[grown["what"].eq(what)].groupby("model", sort=False)["value"]
-        mean = cells.mean()
-        at = [SIZES[model] * (1.06 if method == "joint" else 1) for model in mean.index]
-        ends = np.array([bootstrap_interval(values) for _, values in cells]).reshape(-1, 2)
-        ax.vlines(at, *ends.T, color=one["color"], lw=1.6)
-        ax.plot(at, mean, markersize=7, **one, **plotting.EDGE)
+        mine = lines[lines["what"].eq(what)]
+        at = [SIZES[model] * (1.06 if method == "joint" else 1) for model in mine["model"]]
+        ax.vlines(at, mine["low"], mine["high"], color=one["color"], lw=1.6)
+        ax.plot(at, mine["mean"], markersize=7, **one, **plotting.EDGE)
         if what == _FORGETS:
             how = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "rotation": 90}
-            for model, (_, high) in zip(mean.index, ends, strict=True):
+            for model, high in zip(mine["model"], mine["high"], strict=True):
                 ax.annotate(model, (SIZES[model], high), **how, size=plotting.SMALL)
-        sentences[what] = listed(f"{value:+.1f} on {model}" for model, value in mean.items())
+        means = zip(mine["model"], mine["mean"], strict=True)
+        sentences[what] = listed(f"{value:+.1f} on {model}" for model, value in means)
     theirs = published(f"{run.config.preset}_table")
     theirs = theirs[theirs["metric"].eq("latest_drop")]
     at = [SIZES[f"meta-llama/{model}-Instruct"] for model in theirs["model"]]
@@ -676,8 +678,8 @@ def growth(run: Run) -> Drawn:
         ax.set_xlim(15, 5000)
         plotting.headed(ax, title, 2)
     axes[0].set_ylabel("percentage points")
-    answer = f"Of {grown['model'].nunique()} models, the mixed stack is {_won(grown, 'mixed')}; "
-    answer += f"with one frame a text it is {_won(grown, 'routed')}. The latest adapter forgets, "
+    answer = f"Of {grown['model'].nunique()} models, the mixed stack is {_won(lines, 'mixed')}; "
+    answer += f"with one frame a text it is {_won(lines, 'routed')}. The latest adapter forgets, "
     answer += f"in points: {sentences.pop(_FORGETS)}."
     for what, said in sentences.items():
         answer += f" Mixed stack minus {name(shown[what][1])}: {said}."
@@ -692,13 +694,13 @@ def growth(run: Run) -> Drawn:
     return Drawn(axes[0].figure, answer, alt, look, seeds_of(run.alike()), models)
 
 
-def _won(grown: pd.DataFrame, how: str) -> str:
-    """On how many models the stack is ahead of EWC and of joint training, and behind."""
+def _won(lines: pd.DataFrame, how: str) -> str:
+    """On how many models (a line each, low to high) the stack is ahead of EWC and of joint
+    training, and behind."""
     said = []
     for method in ("ewc", "joint"):
-        cells = grown[grown["what"].eq(_AHEAD[how, method])].groupby("model")["value"]
-        low, high = np.array([bootstrap_interval(values) for _, values in cells]).reshape(-1, 2).T
-        won, lost = (low > 0).sum(), (high < 0).sum()
+        mine = lines[lines["what"].eq(_AHEAD[how, method])]
+        won, lost = (mine["low"] > 0).sum(), (mine["high"] < 0).sum()
         said.append(f"ahead of {name(method)} on {won} and behind on {lost}")
     return ", ".join(said)
 

@@ -73,9 +73,10 @@ def gap(rows: pd.DataFrame, sides: tuple[Mapping, Mapping | None]) -> pd.Series:
     return first if second is None else (first - second).dropna()
 
 
-def gap_in(runs: pd.DataFrame, claim: Claim) -> pd.Series:
-    """The `gap` of a claim in these runs; empty where it, or one side of it, was not measured."""
-    return gap(runs_of(claim.runs, runs), claim.ours) if claim.runs else pd.Series(dtype=float)
+def rows_of(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `load_runs` that a claim is judged by; their `gap` is empty where a side of it
+    was not run."""
+    return runs_of(claim.runs, runs) if claim.runs else runs[:0]
 
 
 def _points(rows: pd.DataFrame, side: Mapping) -> pd.Series:
@@ -126,12 +127,13 @@ def _range(values: pd.Series, sign: str = "") -> str:
 
 def figure(runs: pd.DataFrame) -> Drawn:
     """Every claim that was measured: the published difference, and ours with its interval."""
-    measured = [(claim, values) for claim in CLAIMS if len(values := gap_in(runs, claim))]
-    found = [outcome(values.to_numpy(), claim.least) for claim, values in measured]
-    ax = plotting.panels(1, 1, plotting.WIDEST, 1.6 + 0.42 * len(found))[0]
+    gaps = [(claim, gap(rows_of(claim, runs), claim.ours)) for claim in CLAIMS]
+    measured = [claim for claim, values in gaps if len(values)]
+    found = [outcome(values.to_numpy(), claim.least) for claim, values in gaps if len(values)]
+    ax = plotting.panels(1, 1, plotting.WIDEST, 1.6 + 0.42 * len(measured))[0]
     ax.axvline(0, color="grey", lw=1, ls=":")
     looks = {"reproduced": GREEN, "not reproduced": RED, "open": ORANGE}
-    for k, ((claim, _), one) in enumerate(zip(measured, found, strict=True)):
+    for k, (claim, one) in enumerate(zip(measured, found, strict=True)):
         apart, _ = published(claim)
         low, high = apart.min(), apart.max()
         ax.hlines(k - 0.17, low, high, color=GREY, lw=2.5)
@@ -142,14 +144,14 @@ def figure(runs: pd.DataFrame) -> Drawn:
     ax.plot([], [], "o", color=GREY, label="published", markersize=6, **plotting.EDGE)
     for verdict, color in looks.items():
         ax.plot([], [], "D", color=color, label=verdict, markersize=6, **plotting.EDGE)
-    plotting.name_lines(ax, ["\n".join(wrap(claim.says, 48)) for claim, _ in measured])
+    plotting.name_lines(ax, ["\n".join(wrap(claim.says, 48)) for claim in measured])
     ax.set_xlabel("difference (percentage points)")
     ax.grid(axis="x", alpha=0.3)
     plotting.headed(ax, "Published differences, and ours", 4)
     counts = pd.Series([one.verdict for one in found]).value_counts()
     answer = f"Of {len(CLAIMS)} published differences {counts.get('reproduced', 0)} came out here "
     answer += f"too, {counts.get('not reproduced', 0)} did not, {counts.get('open', 0)} are open "
-    answer += f"and {len(CLAIMS) - len(found)} were not measured."
+    answer += f"and {len(CLAIMS) - len(measured)} were not measured."
     alt = "A line a claim: the published difference in grey above, ours below it with its interval."
     look = "Right of zero the claim holds. Ours: 95 % interval over seeds and tasks. Published: "
     look += "lowest and highest over models and seeds, of other models."
@@ -162,9 +164,9 @@ def table(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     for claim in CLAIMS:
         line = {"claim": claim.says, "published (pp or %)": said(claim)}
         line |= {"here (pp)": "", "verdict": "not measured", "sees (pp)": "", "runs": ""}
-        values = gap_in(runs, claim)
+        rows = rows_of(claim, runs)
+        values = gap(rows, claim.ours)
         if len(values):
-            rows = runs_of(claim.runs, runs)
             found = outcome(values.to_numpy(), claim.least)
             ends = "" if np.isnan(found.low) else f" [{found.low:+.1f}, {found.high:+.1f}]"
             line["here (pp)"] = f"{found.mean:+.1f}{ends}"
