@@ -73,10 +73,16 @@ def gap(rows: pd.DataFrame, sides: tuple[Mapping, Mapping | None]) -> pd.Series:
     return first if second is None else (first - second).dropna()
 
 
-def rows_of(claim: Claim, runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `load_runs` that a claim is judged by; their `gap` is empty where a side of it
-    was not run."""
-    return runs_of(claim.runs, runs) if claim.runs else runs[:0]
+def judged(runs: pd.DataFrame) -> list[tuple[Claim, pd.DataFrame, pd.Series, Outcome | None]]:
+    """Every claim with the rows of `load_runs` that it is judged by, their `gap`, and what came
+    out: none where a side of it was not run."""
+    found = []
+    for claim in CLAIMS:
+        rows = runs_of(claim.runs, runs) if claim.runs else runs[:0]
+        values = gap(rows, claim.ours)
+        one = outcome(values.to_numpy(), claim.least) if len(values) else None
+        found.append((claim, rows, values, one))
+    return found
 
 
 def _points(rows: pd.DataFrame, side: Mapping) -> pd.Series:
@@ -127,13 +133,11 @@ def _range(values: pd.Series, sign: str = "") -> str:
 
 def figure(runs: pd.DataFrame) -> Drawn:
     """Every claim that was measured: the published difference, and ours with its interval."""
-    gaps = [(claim, gap(rows_of(claim, runs), claim.ours)) for claim in CLAIMS]
-    measured = [claim for claim, values in gaps if len(values)]
-    found = [outcome(values.to_numpy(), claim.least) for claim, values in gaps if len(values)]
+    measured = [(claim, one) for claim, _, _, one in judged(runs) if one]
     ax = plotting.panels(1, 1, plotting.WIDEST, 1.6 + 0.42 * len(measured))[0]
     ax.axvline(0, color="grey", lw=1, ls=":")
     looks = {"reproduced": GREEN, "not reproduced": RED, "open": ORANGE}
-    for k, (claim, one) in enumerate(zip(measured, found, strict=True)):
+    for k, (claim, one) in enumerate(measured):
         apart, _ = published(claim)
         low, high = apart.min(), apart.max()
         ax.hlines(k - 0.17, low, high, color=GREY, lw=2.5)
@@ -144,11 +148,11 @@ def figure(runs: pd.DataFrame) -> Drawn:
     ax.plot([], [], "o", color=GREY, label="published", markersize=6, **plotting.EDGE)
     for verdict, color in looks.items():
         ax.plot([], [], "D", color=color, label=verdict, markersize=6, **plotting.EDGE)
-    plotting.name_lines(ax, ["\n".join(wrap(claim.says, 48)) for claim in measured])
+    plotting.name_lines(ax, ["\n".join(wrap(claim.says, 48)) for claim, _ in measured])
     ax.set_xlabel("difference (percentage points)")
     ax.grid(axis="x", alpha=0.3)
     plotting.headed(ax, "Published differences, and ours", 4)
-    counts = pd.Series([one.verdict for one in found]).value_counts()
+    counts = pd.Series([one.verdict for _, one in measured]).value_counts()
     answer = f"Of {len(CLAIMS)} published differences {counts.get('reproduced', 0)} came out here "
     answer += f"too, {counts.get('not reproduced', 0)} did not, {counts.get('open', 0)} are open "
     answer += f"and {len(CLAIMS) - len(measured)} were not measured."
@@ -161,17 +165,14 @@ def figure(runs: pd.DataFrame) -> Drawn:
 def table(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """The page's table, and the ids of the runs behind it."""
     lines, used = [], []
-    for claim in CLAIMS:
+    for claim, rows, values, one in judged(runs):
         line = {"claim": claim.says, "published (pp or %)": said(claim)}
         line |= {"here (pp)": "", "verdict": "not measured", "sees (pp)": "", "runs": ""}
-        rows = rows_of(claim, runs)
-        values = gap(rows, claim.ours)
-        if len(values):
-            found = outcome(values.to_numpy(), claim.least)
-            ends = "" if np.isnan(found.low) else f" [{found.low:+.1f}, {found.high:+.1f}]"
-            line["here (pp)"] = f"{found.mean:+.1f}{ends}"
-            line["verdict"] = found.verdict
-            line["sees (pp)"] = "" if np.isnan(found.sees) else f"{found.sees:.1f}"
+        if one:
+            ends = "" if np.isnan(one.low) else f" [{one.low:+.1f}, {one.high:+.1f}]"
+            line["here (pp)"] = f"{one.mean:+.1f}{ends}"
+            line["verdict"] = one.verdict
+            line["sees (pp)"] = "" if np.isnan(one.sees) else f"{one.sees:.1f}"
             sides = [side for side in claim.ours if side is not None]
             mine = pd.concat([rows[meant(rows, side)] for side in sides])
             line["runs"] = (
