@@ -331,7 +331,8 @@ def standard_table(metrics: pd.DataFrame) -> pd.DataFrame:
     theirs["who"] += ": " + theirs["model"] + ", " + theirs["source"].str.partition(",")[0]
     theirs = theirs.sort_values(["who", "method"])
     columns = {f"order {i} (%)": {"metric": "acc", "stream": orders[i - 1]} for i in (1, 2, 3)}
-    columns |= {f"mean, {name(m)}": {"metric": m, "stream": "mean"} for m in ("acc", "routed")}
+    ways = ("acc", "routed", "mixed")
+    columns |= {f"mean, {name(way)}": {"metric": way, "stream": "mean"} for way in ways}
     return summary(pd.concat([ours, means, theirs]), ["who", "method"], columns, spread)
 
 
@@ -723,9 +724,9 @@ def eight(run: Run) -> Drawn:
     if ("ewc", "mixed") in lines:
         stack, n = cells.loc[("frames", "mixed"), list(orders)], len(orders)
         ahead, better = (stack > cells.loc[("ewc", "mixed")]).sum(), (stack > stack.iloc[0]).sum()
-        best = f"{better} orders suit it better" if better else "no order suits it better"
-        first = f"Mixed, the stack is ahead of EWC in {ahead} of {n} orders, and {best} than the "
-        answer = f"{first}published one. {answer}"
+        best = f"{better} orders suit" if better > 1 else f"{'one' if better else 'no'} order suits"
+        first = f"Mixed, the stack is ahead of EWC in {ahead} of {n} orders, and {best} it better "
+        answer = f"{first}than the published one. {answer}"
     alt = "A line for each method and way to answer, on it a mark for each order of the tasks."
     look = (
         "The same tasks and rows in every order; a mark is one of them. The wider a line's marks "
