@@ -82,8 +82,9 @@ def find_stack(
 
     def is_this(frame: Frame, data: TaskData) -> bool:
         same = all(frame.training.get(name) == value for name, value in wanted.items())
-        rows = frame.data.get("train_fingerprint") == data.train_fingerprint
-        rows |= frame.data.get("fingerprint") == data.fingerprint  # all that version 0.1 noted
+        # Version 0.1 noted all rows together, which are the same where routing rows are learned too.
+        noted = "train_fingerprint" if "train_fingerprint" in frame.data else "fingerprint"
+        rows = frame.data.get(noted) == getattr(data, noted)
         return same and rows and frame.prompt == (prompt(data.task) if prompt else None)
 
     for path in sorted(placed(config.output_dir).glob("*/stack/stack.json")):
