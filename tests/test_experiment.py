@@ -78,7 +78,7 @@ def test_a_stack_trained_otherwise_is_not_taken(settings, trained, tmp_path, mod
     elsewhere = write_folder(tmp_path / "data", names[::-1])
     config = dataclasses.replace(settings, data_dir=str(elsewhere))
     assert found(config, experiment.load_stream(config)) is None
-    more = dataclasses.replace(settings, train_on_router=True)  # the same rows, more of them learned
+    more = dataclasses.replace(settings, train_on_router=True)  # more of the same rows
     assert found(more, experiment.load_stream(more)) is None
 
 

@@ -82,7 +82,7 @@ def find_stack(
 
     def is_this(frame: Frame, data: TaskData) -> bool:
         same = all(frame.training.get(name) == value for name, value in wanted.items())
-        # Version 0.1 noted all rows together, which are the same where routing rows are learned too.
+        # Version 0.1 noted all rows together, the same where routing rows are learned.
         noted = "train_fingerprint" if "train_fingerprint" in frame.data else "fingerprint"
         rows = frame.data.get(noted) == getattr(data, noted)
         return same and rows and frame.prompt == (prompt(data.task) if prompt else None)
