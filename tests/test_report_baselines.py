@@ -218,6 +218,9 @@ def test_growth_is_told_of_models_whose_size_is_known_the_smallest_first():
     assert list(table["mixed − EWC (pp)"]) == ["+10.0 [+10.0, +10.0]", "+20.0 [+20.0, +20.0]"]
     assert list(table["latest adapter forgets (pp)"]) == ["+30.0 [+30.0, +30.0]", ""]
     assert list(table["seeds"]) == ["1, 2, 3, 4"] * 2
+    fewer = three_models().query("method != 'ewc' or seed < 3")
+    few = baselines.growth_table(fewer)["seeds"]
+    assert few["minilm"] == "1, 2, 3, 4 (EWC: 1, 2)"
 
 
 def test_a_precision_is_compared_with_the_first_on_the_seeds_that_both_have():

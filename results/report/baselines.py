@@ -158,6 +158,14 @@ def _seeds(found: pd.DataFrame) -> str:
     return ", ".join(map(str, sorted(seeds_of(found))))
 
 
+def _fewer(found: pd.DataFrame) -> str:
+    """The methods of a model that were run on some of its seeds only, and on which."""
+    every = set(seeds_of(found))
+    of = {name(method): one for method, one in found.groupby("method", sort=False, observed=True)}
+    few = [f"{label}: {_seeds(one)}" for label, one in of.items() if set(seeds_of(one)) != every]
+    return f" ({'; '.join(few)})" if few else ""
+
+
 def growth_table(metrics: pd.DataFrame) -> pd.DataFrame:
     """What is forgotten, and how far the stack is ahead, on one backbone after another: mean
     [95 % bootstrap interval] over seeds and tasks, paired. Index: model, the smallest first."""
@@ -167,7 +175,7 @@ def growth_table(metrics: pd.DataFrame) -> pd.DataFrame:
         cells = {what: bootstrapped(cell) for what, cell in one.groupby("what", sort=False)}
         line = {"model": _precise(one), "parameters (millions)": f"{SIZES[model]:.0f}"}
         lines.append(line | cells)
-        lines[-1]["seeds"] = _seeds(metrics[metrics["model"].eq(model)])
+        lines[-1]["seeds"] = _seeds(one) + _fewer(one)
     return pd.DataFrame(lines).set_index("model").fillna("")
 
 
@@ -691,7 +699,7 @@ def growth(run: Run) -> Drawn:
     )
     look += "with adapters on all layers."
     by = grown.groupby("model", sort=False)
-    models = tuple(f"{_precise(one)}, {seeds_said(seeds_of(one))}" for _, one in by)
+    models = tuple(f"{_precise(one)}, {seeds_said(seeds_of(one))}{_fewer(one)}" for _, one in by)
     return Drawn(axes[0].figure, answer, alt, look, seeds_of(run.alike()), models)
 
 
