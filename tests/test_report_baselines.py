@@ -395,6 +395,14 @@ def test_the_methods_figure_says_who_is_ahead(frames, other, words):
     assert f"starts at {start:.0f}" in drawn.figure.get_xlabel() and start <= 100 * other
 
 
+def test_who_is_closest_behind_may_differ_routed_and_mixed():
+    third = two_methods(0.6, 0.5, "joint").query("method == 'joint'").reset_index(drop=True)
+    third.loc[third["metric"].eq("routed"), "value"] = 0.3
+    answer = baselines.methods(run_of(pd.concat([two_methods(0.6, 0.4), third]))).answer
+    assert "ahead of it: none; closest behind: EWC (40.0). Mixed the same way" in answer
+    assert answer.endswith("closest behind: joint training (50.0).")
+
+
 @pytest.mark.parametrize(
     "other, words",
     [
@@ -407,6 +415,9 @@ def test_the_differences_figure_says_which_intervals_leave_zero_out(other, words
     drawn = baselines.differences(run_of(two_methods(0.6, other)))
     assert words in drawn.answer
     assert "mean over 8 pairs" in drawn.figure.get_xlabel()
+    fewer = two_methods(0.6, 0.5, "joint", seeds=(1, 2)).query("method == 'joint'")
+    drawn = baselines.differences(run_of(pd.concat([two_methods(0.6, other), fewer])))
+    assert "mean over 4 or 8 pairs" in drawn.figure.get_xlabel()
 
 
 def test_the_differences_of_few_pairs_are_told_from_nothing():

@@ -171,12 +171,12 @@ def summary(
                 words.setdefault(_OVER_SEEDS[how], set()).add(over)
     lines = [dict(zip(rows, key, strict=True)) | line for key, line in lines.items() if line]
     table = pd.DataFrame(lines, columns=[*rows, *columns]).set_index([*rows])
-    said = [say.format(_counts(over)) for say, over in words.items()]
+    said = [say.format(counts(over)) for say, over in words.items()]
     table.columns.name = "; ".join(sorted(said)) or None
     return table if form is number else table.astype(object).fillna("")
 
 
-def _counts(numbers: set[int]) -> str:
+def counts(numbers: set[int]) -> str:
     """``7``, ``2 or 3``, ``5 to 7``."""
     ends = sorted({min(numbers), max(numbers)})
     return (" to " if len(numbers) > 2 else " or ").join(map(str, ends))

@@ -25,6 +25,7 @@ from .base import (
     bootstrapped,
     chance,
     check_alike,
+    counts,
     ends_said,
     figures,
     forgotten_said,
@@ -401,7 +402,7 @@ def methods(run: Run) -> Drawn:
     answer = f"Told nothing, the stack answers {stack[NOT_TOLD]:.1f} % correctly with one frame a "
     answer += f"text, and {stack[MIXED]:.1f} % with its frames mixed. "
     for words, column in (("With the same router", NOT_TOLD), ("Mixed the same way", MIXED)):
-        others = means[column].drop(name("frames")).dropna()
+        others = means[column].drop(name("frames")).dropna().sort_values(ascending=False)
         ahead, behind = others[others > stack[column]], others[others <= stack[column]]
         answer += f"{words}, ahead of it: {_with(ahead)}"
         answer += f"; closest behind: {_with(behind[:1])}. " if len(behind) else ". "
@@ -434,7 +435,7 @@ def differences(run: Run) -> Drawn:
         sentence = f"{words}, ahead of the stack: {_with(ahead, '+.1f')}"
         sentence += f"; not to be told from it: {_with(level, '+.1f')}; "
         sentences.append(f"{sentence}behind it: {len(behind)} of {len(others)}.")
-    n = int(pairs.groupby(["method", "metric"]).size().max()) if len(pairs) else 0
+    n = counts(set(pairs.groupby(["method", "metric"]).size())) if len(pairs) else 0
     title = "How far each method is from the stack"
     words = f"difference (points), mean over {n} pairs of seed and task"
     line, fills = (0, "mixed stack"), ("none", "bottom")
@@ -803,7 +804,7 @@ TABLES = {
         "04_baselines", _EIGHT, "minilm", eight_table, *_NOW, methods=_ORDERED, seeds=(42,)
     ),
     "orders_hard5": Table("04_baselines", _PROBE, "minilm", probe_table),
-    "orders_standard": Table("04_baselines", _ORDERS, "minilm", standard_table),
+    "orders_standard": Table("04_baselines", _ORDERS, "minilm", standard_table, *_NOW),
 }
 _ASKED = {
     "verdicts": (verdicts, "Who answers best, and at what price?"),
@@ -846,5 +847,5 @@ TABLES["baselines_nf4"] = Table(
     methods=("frames", "sequential"), seeds=(42,),
 )  # fmt: skip
 FIGURES["baselines_search"] = Figure(
-    *_HARD8, search, "What does each method need to be at its best?", "search"
+    *_HARD8, search, "What does each method need to be at its best?", "search_ewc", *_NOW
 )
