@@ -498,7 +498,8 @@ def test_the_tasks_figure_sets_the_routers_cost_beside_forgetting():
 
 def test_the_cost_figure_adds_the_router_to_all_that_need_it():
     tables = []
-    for method, size in (("frames", 4e6), ("tfidf_union", 9e6), ("sequential", 1e6)):
+    sizes = {"frames": 4e6, "tfidf_union": 9e6, "lda_union": 7e6, "sequential": 1e6}
+    for method, size in sizes.items():
         values = {("stored_bytes", "", ""): size}
         values |= {("router_bytes", "", ""): 6e6} if method == "frames" else {}
         tables.append(method_rows(method, values, 1, "two_task").assign(unit="bytes"))
@@ -506,7 +507,7 @@ def test_the_cost_figure_adds_the_router_to_all_that_need_it():
     assert "saved frames take 4.0 MB and their router 6.0 MB" in drawn.answer
     assert "least: latest adapter (1.0 MB); most: TF-IDF, all labels (9.0 MB)" in drawn.answer
     sums = {t.get_text() for t in drawn.figure.texts}
-    assert sums == {"4.0 + 6.0", "1.0 + 6.0", "9.0"}
+    assert sums == {"4.0 + 6.0", "1.0 + 6.0", "9.0", "7.0"}
 
 
 def test_bars_tell_what_the_latest_adapter_lost_of_each_task():

@@ -54,6 +54,7 @@ _KEPT = {  # what must be kept of the rows, beside weights, to learn the next ta
     "routing texts, sums": ("lda",),
     "sums": ("lda_union",),
 }
+_UNIONS = ("tfidf_union", "lda_union")  # classify over all labels, and need no router
 _FORGETS = "latest adapter forgets (pp)"
 _AHEAD = {
     (how, method): f"{how} − {name(method)} (pp)"
@@ -616,7 +617,8 @@ def cost(run: Run) -> Drawn:
     by = {"stored": "stored_bytes", "router": "router_bytes"}
     table = figures(found, ["method"], by).rename(index=name)
     router = table["router"].max()
-    needs = pd.Series(router, table.index).mask(table.index == name("tfidf_union"), 0.0)
+    needs = pd.Series(router, table.index)
+    needs[needs.index.isin([name(method) for method in _UNIONS])] = 0.0
     size = table["stored"].loc[(table["stored"] + needs).sort_values(kind="stable").index]
     needs = needs[size.index]
     ax = plotting.panels(1, 1, plotting.WIDEST, 1.5 + 0.34 * len(size))[0]
@@ -638,9 +640,7 @@ def cost(run: Run) -> Drawn:
     least, most = size.idxmin(), size.idxmax()
     answer += f"least: {least} ({size[least]:.1f} MB); most: {most} ({size[most]:.1f} MB)."
     alt = "A bar for each method: the megabytes it keeps, and behind them those of the router."
-    look = (
-        "All but the classifier over all labels need the router when they are not told the task. "
-    )
+    look = "All but a classifier over all labels need the router when they are not told the task. "
     look += "Joint training needs all rows again for every new task; they are not counted."
     return Drawn(ax, answer, alt, look, seeds_of(found))
 
