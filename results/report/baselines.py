@@ -54,7 +54,6 @@ _KEPT = {  # what must be kept of the rows, beside weights, to learn the next ta
     "routing texts, sums": ("lda",),
     "sums": ("lda_union",),
 }
-_UNIONS = ("tfidf_union", "lda_union")  # classify over all labels, and need no router
 _FORGETS = "latest adapter forgets (pp)"
 _AHEAD = {
     (how, method): f"{how} − {name(method)} (pp)"
@@ -163,8 +162,8 @@ def _seeds(found: pd.DataFrame) -> str:
 def _fewer(found: pd.DataFrame) -> str:
     """The methods of a model that were run on some of its seeds only, and on which."""
     every = set(seeds_of(found))
-    of = {name(method): one for method, one in found.groupby("method", sort=False, observed=True)}
-    few = [f"{label}: {_seeds(one)}" for label, one in of.items() if set(seeds_of(one)) != every]
+    by = found.groupby("method", sort=False, observed=True)
+    few = [f"{name(method)}: {_seeds(one)}" for method, one in by if set(seeds_of(one)) != every]
     return f" ({'; '.join(few)})" if few else ""
 
 
@@ -617,8 +616,8 @@ def cost(run: Run) -> Drawn:
     by = {"stored": "stored_bytes", "router": "router_bytes"}
     table = figures(found, ["method"], by).rename(index=name)
     router = table["router"].max()
-    needs = pd.Series(router, table.index)
-    needs[needs.index.isin([name(method) for method in _UNIONS])] = 0.0
+    alone = [name(m) for rows, methods in _KEPT.items() if "routing" not in rows for m in methods]
+    needs = pd.Series(router, table.index).mask(table.index.isin(alone), 0.0)
     size = table["stored"].loc[(table["stored"] + needs).sort_values(kind="stable").index]
     needs = needs[size.index]
     ax = plotting.panels(1, 1, plotting.WIDEST, 1.5 + 0.34 * len(size))[0]
