@@ -24,6 +24,7 @@ from .bitstack import BitStack
 from .config import TrainingConfig, checked_config
 from .errors import (
     SkillStackError,
+    checked_asked,
     checked_has,
     checked_name,
     checked_names,
@@ -175,18 +176,19 @@ class Sequential:
             names[rows] = [head.label_names[k] for k in best]
         return names
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
+    def logits(self, texts: Sequence[str], asked: np.ndarray | None = None) -> np.ndarray:
         """Logits of every head, float32 (n, tasks, most classes), -inf past a task's classes.
 
-        Tasks in the order learned. Where one adapter serves them all, a text is read once. Raises
+        Tasks in the order learned. asked: which head about which text, bool (n, tasks), None: all;
+        NaN where it is not. Where one adapter serves them all, a text is read once. Raises
         `SkillStackError` if no task was learned.
         """
-        if not self.heads:
-            raise SkillStackError("no task was learned: call learn first")
-        return _per_task(self._all_scores(checked_texts(texts)), self.label_names)
+        texts, asked = _asked(texts, asked, self.heads)
+        return _per_task(self._all_scores(texts, asked), self.label_names, asked)
 
-    def _all_scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Logits of all heads side by side, (n, classes of all tasks)."""
+    def _all_scores(self, texts: Sequence[str], asked: np.ndarray) -> np.ndarray:
+        """Logits of all heads side by side, (n, classes of all tasks); where a head was not asked,
+        anything."""
         heads = list(self.heads.values())
         self._activate(next(iter(self.heads)))  # the same for all
         names = [name for head in heads for name in head.label_names]
@@ -245,13 +247,24 @@ def _paired(
     return np.array(texts, dtype=object), np.array(tasks, dtype=object)
 
 
-def _per_task(scores: np.ndarray, label_names: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """Scores (n, classes of all tasks), cut up by task: float32 (n, tasks, most classes), the rest
-    -inf."""
+def _asked(texts: Sequence[str], asked, learned: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Texts, and which of the learned tasks' heads are asked about each, bool (n, tasks)."""
+    texts = checked_texts(texts)
+    if not learned:
+        raise SkillStackError("no task was learned: call learn first")
+    return texts, checked_asked(asked, (len(texts), len(learned)))
+
+
+def _per_task(
+    scores: np.ndarray, label_names: Mapping[str, Sequence[str]], asked: np.ndarray
+) -> np.ndarray:
+    """Scores (n, classes of all tasks), cut up by task: float32 (n, tasks, most classes), -inf past
+    a task's classes, NaN where its head was not asked."""
     sizes = np.array([len(names) for names in label_names.values()])
     real = np.arange(sizes.max()) < sizes[:, None]
     out = np.full((len(scores), *real.shape), -np.inf, np.float32)
     out[:, real] = scores
+    out[~asked] = np.nan
     return out
 
 
@@ -276,10 +289,15 @@ class Independent(Sequential):
             self._evaluated[data.fingerprint] = super().evaluate(data)
         return self._evaluated[data.fingerprint]
 
-    def _all_scores(self, texts) -> np.ndarray:
-        length = self.config.max_length
-        asked = [self._head(task).scores(texts, length, f"ask {task}") for task in self.heads]
-        return np.hstack(asked)
+    def _all_scores(self, texts, asked) -> np.ndarray:
+        parts = []
+        for task, its in zip(self.heads, asked.T, strict=True):
+            head, rows = self._head(task), np.flatnonzero(its)
+            part = np.empty((len(texts), len(head.label_names)), np.float32)
+            own = [texts[row] for row in rows]
+            part[rows] = head.scores(own, self.config.max_length, f"ask {task}")
+            parts.append(part)
+        return np.hstack(parts)
 
     def _activate(self, task) -> None:
         self._adapter = self._adapters[task]
@@ -774,18 +792,14 @@ class FrozenLDA(_WithoutTraining):
         """float64 (n, depths * hidden)."""
         return depths(self.backbone.embed(texts, self.config.max_length).astype(np.float64))
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """Log likelihoods of the pairs, up to what a text's pairs have in common.
-
-        float32 (n, tasks, most classes), tasks in the order learned, -inf past a task's classes.
-        """
-        texts = checked_texts(texts)
-        if not self.label_names:
-            raise SkillStackError("no task was learned: call learn first")
+    def logits(self, texts: Sequence[str], asked: np.ndarray | None = None) -> np.ndarray:
+        """Log likelihoods of the pairs, up to what a text's pairs have in common; the rest as in
+        `Sequential.logits`."""
+        texts, asked = _asked(texts, asked, self.label_names)
         scores = np.empty((0, len(self._coef)))
         if texts:
             scores = self._features(texts) @ self._coef.T + self._intercept
-        return _per_task(scores, self.label_names)
+        return _per_task(scores, self.label_names, asked)
 
     def predict(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
         """Label names, object (n,); the tasks named are not looked at by the union."""
@@ -855,14 +869,10 @@ class TfidfLogistic(_WithoutTraining):
             names[rows] = [self.label_names[name][int(k)] for name, k in pairs]
         return names
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """log P(label | text, task), of the union log P(task, label | text).
-
-        float32 (n, tasks, most classes), tasks in the order learned, -inf past a task's classes.
-        """
-        texts = checked_texts(texts)
-        if not self.label_names:
-            raise SkillStackError("no task was learned: call learn first")
+    def logits(self, texts: Sequence[str], asked: np.ndarray | None = None) -> np.ndarray:
+        """log P(label | text, task), of the union log P(task, label | text); the rest as in
+        `Sequential.logits`."""
+        texts, asked = _asked(texts, asked, self.label_names)
         place = {task: k for k, task in enumerate(self.label_names)}
         most = max(map(len, self.label_names.values()))
         out = np.full((len(texts), len(place), most), -np.inf, np.float32)
@@ -870,6 +880,7 @@ class TfidfLogistic(_WithoutTraining):
             for pair, column in zip(model.classes_, model.predict_log_proba(texts).T, strict=True):
                 task, label = pair.rsplit("/", 1)
                 out[:, place[task], int(label)] = column
+        out[~asked] = np.nan
         return out
 
     @property

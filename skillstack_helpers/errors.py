@@ -177,6 +177,17 @@ def _listed(values):
     return list(values) if hasattr(values, "__next__") else values
 
 
+def checked_asked(asked, shape: tuple[int, int]):
+    """Which heads are asked about which text, bool of that shape, None: all; an error for what is
+    neither."""
+    import numpy as np
+
+    asked = np.ones(shape, dtype=bool) if asked is None else np.asarray(asked)
+    if asked.shape != shape or asked.dtype != bool:
+        raise SkillStackError(f"asked must be bool {shape}, got {asked.dtype} {asked.shape}")
+    return asked
+
+
 def checked_labels(labels, what: str, classes=None):
     """Label ids (n,) as an int64 array, or an error for what is none, or none of so many classes
     (one number, or one a row)."""

@@ -32,6 +32,7 @@ from .conformal import threshold
 from .ensemble import Mixture
 from .errors import (
     SkillStackError,
+    checked_asked,
     checked_has,
     checked_names,
     checked_numbers,
@@ -350,9 +351,7 @@ class SkillStack:
         """
         texts, frames = checked_texts(texts), checked_names(frames, "frames")
         answering, shape = [self[name] for name in frames], (len(texts), len(frames))
-        asked = np.ones(shape, dtype=bool) if asked is None else np.asarray(asked)
-        if asked.shape != shape or asked.dtype != bool:
-            raise SkillStackError(f"asked must be bool {shape}, got {asked.dtype} {asked.shape}")
+        asked = checked_asked(asked, shape)
         width = max((len(frame.label_names) for frame in answering), default=0)
         out = np.full((*shape, width), np.nan, dtype=np.float32)
         columns = {frame.name: [] for frame in answering}

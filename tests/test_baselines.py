@@ -92,6 +92,15 @@ def test_independent_forgets_nothing_and_starts_anew(backbone, stream, config):
 # ------------------------------------------------------------------ logits of all heads
 
 
+def check_asked(learner, texts, tolerance=0.0):
+    """Only what was asked about is said, and that as if all had been."""
+    asked = np.random.default_rng(0).random((len(texts), 3)) < 0.5
+    some, whole = learner.logits(texts, asked), learner.logits(texts)
+    assert (np.isnan(some).all(2) == ~asked).all() and not np.isnan(some[asked]).any()
+    np.testing.assert_allclose(some[asked], whole[asked], rtol=tolerance, atol=tolerance)
+    assert np.isnan(learner.logits(texts, np.zeros_like(asked))).all()
+
+
 def check_logits(learner, stream):
     """Every head's own scores, -inf elsewhere."""
     texts = [*stream[0].texts("eval"), *stream[1].texts("eval")]
@@ -107,6 +116,7 @@ def check_logits(learner, stream):
         named = [data.task.label_names[best] for best in logits[:, k].argmax(1)]
         assert list(learner.predict(texts, [data.name] * len(texts))) == named
     assert learner.logits([]).shape == (0, 3, 4)
+    check_asked(learner, texts, 1e-5)
 
 
 @pytest.mark.parametrize("method", [Sequential, Independent, Replay, OLoRA, FineTuning])
@@ -122,10 +132,10 @@ def test_logits_of_heads_without_bias(kind, model_dirs, stream, config):
     check_logits(learned(Sequential(decoder, config), stream), stream)
 
 
-@pytest.mark.parametrize("method, passes", [(Sequential, 1), (Independent, 3)])
+@pytest.mark.parametrize("method", [Sequential, Independent])
 @pytest.mark.parametrize("first", [None, 1])
-def test_one_adapter_reads_a_text_once(
-    method, passes, first, backbone, stream, config, monkeypatch
+def test_one_adapter_reads_a_text_once_and_others_what_they_are_asked(
+    method, first, backbone, stream, config, monkeypatch
 ):
     config = dataclasses.replace(config, epochs=1, first_adapted_layer=first)
     learner = learned(method(backbone, config), stream)
@@ -137,8 +147,11 @@ def test_one_adapter_reads_a_text_once(
 
     monkeypatch.setattr(backbones.Backbone, "features", spy)
     texts = stream[0].texts("eval")
-    learner.logits(texts)
-    assert sum(read) == passes * len(texts)
+    for asked in (None, np.arange(3 * len(texts)).reshape(-1, 3) % 2 == 0):
+        learner.logits(texts, asked)
+        apart = 3 * len(texts) if asked is None else asked.sum()
+        assert sum(read) == (len(texts) if method is Sequential else apart)
+        read.clear()
 
 
 def test_logits_before_anything_was_learned(backbone, config):
@@ -630,6 +643,7 @@ def test_tfidf_logits_are_log_probabilities(stream):
         best = [divmod(k, 4) for k in logits.reshape(len(texts), 12).argmax(1)]
         names = [stream[task].task.label_names[k] for task, k in best]
         assert list(learner.predict(texts, ["agnews"] * len(texts))) == names
+        check_asked(learner, texts)
 
 
 # ------------------------------------------------------------------ LDA on frozen states
@@ -646,6 +660,7 @@ def test_lda_told_the_task_and_told_nothing(backbone, stream, config):
     assert logits.shape == (len(texts), 3, 4) and logits.dtype == np.float32
     assert (np.isfinite(logits).sum((0, 2)) == len(texts) * np.array([2, 4, 2])).all()
     np.testing.assert_array_equal(union.logits(texts), logits)
+    check_asked(told, texts)
     wrong = ["imdb"] * len(texts)
     best = [stream[0].task.label_names[k] for k in logits[:, 0].argmax(1)]
     assert list(told.predict(texts, wrong)) == best

@@ -227,11 +227,10 @@ def record_learner(
 
     def ask(split: str) -> np.ndarray:
         rows = splits[split]
-        logits = learner.logits(rows.texts)
         if union:
-            return logits
+            return learner.logits(rows.texts)
         worth = worth_asking(learner.label_names, rows.tasks, routes if split == "eval" else None)
-        return np.where(worth[:, :, None], logits, np.nan)
+        return learner.logits(rows.texts, worth)
 
     said = kept(run, splits, learner.label_names, ask, union)
     mixture = None if union else said["router"].mixture()
@@ -245,7 +244,8 @@ def record_learner(
         return learner.predict(texts, None if union else router.predict(texts))
 
     def mixed(texts):
-        return mixture.predict(learner.logits(texts), router.predict_proba(texts))
+        routed = router.predict_proba(texts)
+        return mixture.predict(learner.logits(texts, mixture.asked(routed)), routed)
 
     ways = {"answer_ms": answer} | ({} if union else {"mixed_ms": mixed})
     backbone = getattr(learner, "backbone", getattr(router, "backbone", None))
