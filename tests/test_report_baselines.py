@@ -464,7 +464,8 @@ def test_the_search_figure_marks_what_was_chosen_and_says_where_the_grid_ends():
     table = [("ewc", 1.0, 0.6, 0.5), ("ewc", 10.0, 0.6, 0.7), ("ewc", 100.0, 0.5, 0.5)]
     table += [("olora", 0.5, 0.6, 0.6), ("olora", 5.0, 0.6, 0.5)]
     table = pd.DataFrame(table, columns=["method", "strength", "learned", "final"])
-    run = run_of(method_rows("search_ewc", {("validation", "", ""): 0.7}, 42), search=table)
+    numbers = method_rows("search_ewc", {("validation", "", ""): 0.7}, 42).assign(n=128)
+    run = run_of(numbers, search=table)
     run.id = "hard8-search_ewc-42"
     drawn = baselines.search(run)
     assert "EWC is best at a strength of 10 (70.0 % at the end of the stream)." in drawn.answer

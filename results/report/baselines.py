@@ -11,10 +11,9 @@ import pandas as pd
 from skillstack_helpers.lab import plotting
 from skillstack_helpers.lab.display import Drawn, listed, seeds_said
 from skillstack_helpers.lab.names import SIZES, name, style
-from skillstack_helpers.lab.parameters import METHODS, VALIDATION_ROWS
+from skillstack_helpers.lab.parameters import METHODS
 from skillstack_helpers.lab.runs import Run, load_runs, read_run, tuned_on
 from skillstack_helpers.metrics import bootstrap_interval
-from skillstack_helpers.tasks import PRESETS
 
 from .base import (
     ANY,
@@ -499,7 +498,7 @@ def search(run: Run) -> Drawn:
     tables = [read_run(run.folder.parent / other).read("search.csv") for other in others]
     table = pd.concat([run.read("search.csv"), *tables], ignore_index=True)
     on = run.config.tuned_on or run.config.preset
-    n = len(PRESETS.get(on, run.config.task_names)) * min(VALIDATION_ROWS, run.config.n_router)
+    n = alike.loc[mine & alike["metric"].eq("validation"), "n"].max()
     searched = list(table["method"].unique())
     axes = plotting.panels(1, len(searched), plotting.WIDEST, 3.8, sharey=True)
     moments = {"final": "at the end of the stream", "learned": "right after its task"}
@@ -525,7 +524,7 @@ def search(run: Run) -> Drawn:
         sentence += f"({100 * best['final']:.1f} % at the end of the stream"
         sentences.append(sentence + (", at the edge of what was searched)." if edge else ")."))
     axes[-1].set_ylabel(axes[-1].get_ylabel() if len(axes) == 1 else "")
-    title = f"Searched on {on} with a quarter of the training rows, judged on {n} "
+    title = f"Searched on {on} with all training rows, judged on {n} "
     figure = plotting.over_all(axes, f"{title}routing rows")
     plotting.legend_below(axes)
     alt = "A panel for each method: accuracy right after each task and at the end of the stream "

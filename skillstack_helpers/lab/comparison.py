@@ -23,7 +23,7 @@ from ..stack import SkillStack
 from ..tasks import TaskData
 from .experiment import load_stream
 from .names import name
-from .parameters import METHODS, SEARCHED, VALIDATION_ROWS, RunConfig
+from .parameters import METHODS, SEARCHED, RunConfig
 from .predictions import Predictions, kept
 from .runs import Run
 
@@ -61,14 +61,13 @@ def given(methods: Iterable[str], config: RunConfig) -> dict[str, float | None]:
 # ---------------------------------------------------------------------- the search
 
 
-def validation_stream(config: RunConfig, share: float = 0.25) -> list[TaskData]:
-    """The stream with a share of the training rows, judged on routing rows; or another one, if
-    that is what the methods are to be tuned on."""
-    few = dataclasses.replace(config, train_on_router=False)
+def validation_stream(config: RunConfig) -> list[TaskData]:
+    """The stream, judged on its routing rows; or another one, if that is what the methods are to be
+    tuned on."""
+    config = dataclasses.replace(config, train_on_router=False)
     if config.tuned_on:
-        few = dataclasses.replace(few, preset=config.tuned_on, tasks=None)
-    few = load_stream(few, n_train=max(1, int(share * config.n_train)))
-    return [dataclasses.replace(data, eval=data.router.head(VALIDATION_ROWS)) for data in few]
+        config = dataclasses.replace(config, preset=config.tuned_on, tasks=None)
+    return [dataclasses.replace(data, eval=data.router) for data in load_stream(config)]
 
 
 def held_back(config: RunConfig, stream: Sequence[TaskData]) -> Answers:

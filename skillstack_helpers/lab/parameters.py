@@ -27,7 +27,6 @@ ROUTERS = (
     "profile",
     "arrow",
 )
-VALIDATION_ROWS = 64  # routing rows per task that a search is judged on
 ALPHA = 0.05  # the error that notebook 10's tests are allowed
 METHODS = (  # of notebook 04, in the order they are run
     "frames",  # of the stack, and routed: the stack itself
