@@ -464,7 +464,7 @@ def test_the_search_figure_marks_what_was_chosen_and_says_where_the_grid_ends():
     table = [("ewc", 1.0, 0.6, 0.5), ("ewc", 10.0, 0.6, 0.7), ("ewc", 100.0, 0.5, 0.5)]
     table += [("olora", 0.5, 0.6, 0.6), ("olora", 5.0, 0.6, 0.5)]
     table = pd.DataFrame(table, columns=["method", "strength", "learned", "final"])
-    numbers = method_rows("search_ewc", {("validation", "", ""): 0.7}, 42).assign(n=128)
+    numbers = method_rows("search_ewc", {("validation", "", ""): 0.7}, 42).assign(n=200)
     run = run_of(numbers, search=table)
     run.id = "hard8-search_ewc-42"
     drawn = baselines.search(run)
@@ -476,9 +476,12 @@ def test_the_search_figure_marks_what_was_chosen_and_says_where_the_grid_ends():
         [li.get_xdata()[0] for li in ax.lines if li.get_label() == "chosen"] for ax in (one, other)
     ]
     assert chosen == [[10.0], [0.5]]
-    assert (
-        "two_task" in drawn.figure.get_suptitle() and "128 routing" in drawn.figure.get_suptitle()
-    )
+    title = drawn.figure.get_suptitle()
+    assert title == "Searched on two_task with all training rows, judged on 200 routing rows"
+    run = run_of(numbers.assign(n=0), search=table)  # as earlier versions left it
+    run.id = "hard8-search_ewc-42"
+    title = baselines.search(run).figure.get_suptitle()
+    assert "a quarter of the training rows, judged on 128 routing rows" in title
 
 
 def test_the_tasks_figure_sets_the_routers_cost_beside_forgetting():

@@ -14,6 +14,7 @@ from skillstack_helpers.lab.names import SIZES, name, style
 from skillstack_helpers.lab.parameters import METHODS
 from skillstack_helpers.lab.runs import Run, load_runs, read_run, tuned_on
 from skillstack_helpers.metrics import bootstrap_interval
+from skillstack_helpers.tasks import PRESETS
 
 from .base import (
     ANY,
@@ -498,7 +499,9 @@ def search(run: Run) -> Drawn:
     tables = [read_run(run.folder.parent / other).read("search.csv") for other in others]
     table = pd.concat([run.read("search.csv"), *tables], ignore_index=True)
     on = run.config.tuned_on or run.config.preset
-    n = alike.loc[mine & alike["metric"].eq("validation"), "n"].max()
+    n = alike.loc[mine & alike["metric"].eq("validation"), "n"].min()
+    share = "all" if n else "a quarter of the"
+    n = n or 64 * len(PRESETS.get(on, run.config.task_names))  # before 0.7, which did not note it
     searched = list(table["method"].unique())
     axes = plotting.panels(1, len(searched), plotting.WIDEST, 3.8, sharey=True)
     moments = {"final": "at the end of the stream", "learned": "right after its task"}
@@ -524,7 +527,7 @@ def search(run: Run) -> Drawn:
         sentence += f"({100 * best['final']:.1f} % at the end of the stream"
         sentences.append(sentence + (", at the edge of what was searched)." if edge else ")."))
     axes[-1].set_ylabel(axes[-1].get_ylabel() if len(axes) == 1 else "")
-    title = f"Searched on {on} with all training rows, judged on {n} "
+    title = f"Searched on {on} with {share} training rows, judged on {n} "
     figure = plotting.over_all(axes, f"{title}routing rows")
     plotting.legend_below(axes)
     alt = "A panel for each method: accuracy right after each task and at the end of the stream "
