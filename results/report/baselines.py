@@ -501,7 +501,7 @@ def search(run: Run) -> Drawn:
     on = run.config.tuned_on or run.config.preset
     n = alike.loc[mine & alike["metric"].eq("validation"), "n"].min()
     share = "all" if n else "a quarter of the"
-    n = n or 64 * len(PRESETS.get(on, run.config.task_names))  # before 0.7, which did not note it
+    n = n or 64 * len(PRESETS.get(on, run.config.task_names))  # earlier searches did not note it
     searched = list(table["method"].unique())
     axes = plotting.panels(1, len(searched), plotting.WIDEST, 3.8, sharey=True)
     moments = {"final": "at the end of the stream", "learned": "right after its task"}

@@ -226,9 +226,8 @@ def record_learner(
 
     def ask(split: str) -> np.ndarray:
         rows = splits[split]
-        if union:
-            return learner.logits(rows.texts)
-        worth = worth_asking(learner.label_names, rows.tasks, routes if split == "eval" else None)
+        at = routes if split == "eval" else None
+        worth = None if union else worth_asking(learner.label_names, rows.tasks, at)
         return learner.logits(rows.texts, worth)
 
     said = kept(run, splits, learner.label_names, ask, union)
